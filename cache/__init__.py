@@ -1,0 +1,1 @@
+"""The stores: the only code of eigenseg that touches disk."""

@@ -1,0 +1,7 @@
+"""The one exception that stores raise about what they find on disk."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A file or parameter breaks a rule; the text gives the rule, the value found and the way out."""

@@ -1,0 +1,194 @@
+"""Heads on disk: the finished head with its K-means, and checkpoints of unfinished training.
+
+Tensors are stored as safetensors with a SHA-256 over names, shapes and values, so that a truncated
+file or a flipped bit is an error and not another head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from cache.artefact import read_json, write_json
+from cache.errors import InputError
+
+FORMAT = 1
+FILES = ("head", "kmeans")
+LOG = logging.getLogger(__name__)
+
+
+def save_head(
+    folder: str | Path,
+    state: Mapping[str, Tensor],
+    kmeans: Mapping[str, Mapping[str, Any]],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Write head.safetensors, kmeans.safetensors and, last, manifest.json.
+
+    Args:
+        state: the head's ``state_dict``.
+        kmeans: by name, the arrays and scalars of each K-means.
+        manifest: JSON-able; ``format`` and ``sha256`` (of either file's tensors) are added.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    arrays = {
+        f"{name}.{field}": torch.from_numpy(np.array(value))
+        for name, model in kmeans.items()
+        for field, value in model.items()
+    }
+    digests = {
+        name: _write(folder / f"{name}.safetensors", tensors, {})
+        for name, tensors in zip(FILES, (state, arrays), strict=True)
+    }
+    write_json(folder / "manifest.json", {"format": FORMAT, **manifest, "sha256": digests})
+
+
+def load_head(
+    folder: str | Path,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Read what `save_head` wrote: ``state``, ``kmeans`` and the manifest.
+
+    Raises:
+        InputError: the folder is missing, half-written, damaged, or of another format.
+    """
+    folder = Path(folder)
+    way_out = "run `eigenseg train` (or `dvc repro train`)"
+    if not folder.is_dir():
+        raise InputError(f"the head {folder} is missing: {way_out} first.")
+    if not (folder / "manifest.json").is_file():
+        raise InputError(f"the head {folder} is incomplete (no manifest): {way_out} again.")
+    manifest = read_json(folder / "manifest.json", f"delete {folder} and {way_out} again.")
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"the head {folder} has format {manifest.get('format')}, this version reads {FORMAT}: "
+            f"{way_out} again."
+        )
+    found = {}
+    for name in FILES:
+        path = folder / f"{name}.safetensors"
+        try:
+            found[name], _, digest = _read(path)
+            if digest != manifest["sha256"][name]:
+                raise InputError("it belongs to another head than the manifest")
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise InputError(
+                f"{path} is missing or damaged ({error}): delete {folder} and {way_out} again."
+            ) from error
+    kmeans: dict[str, dict[str, Any]] = {}
+    for key, tensor in found["kmeans"].items():
+        name, field = key.split(".")
+        kmeans.setdefault(name, {})[field] = tensor.numpy() if tensor.ndim else tensor.item()
+    return found["head"], kmeans, manifest
+
+
+def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write tensors of any dtype and JSON-able facts; a former checkpoint stays until it is whole.
+
+    The round trip is exact to the bit; random states of torch are tensors like others.
+    """
+    _write(Path(path), tensors, meta)
+
+
+def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read a checkpoint; None where there is none, or only a damaged one, which is logged."""
+    try:
+        tensors, meta, _ = _read(Path(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        LOG.warning("the checkpoint %s is damaged (%s): starting over without it", path, error)
+        return None
+    return tensors, meta
+
+
+def flatten_module(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under the names that `restore_module` looks for."""
+    return {f"module.{name}": value for name, value in module.state_dict().items()}
+
+
+def restore_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load the tensors of `flatten_module`, among others, into a module of the same shape."""
+    module.load_state_dict(_below("module.", tensors))
+
+
+def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State and hyper-parameters as tensors, under the names that `restore_optimiser` looks for."""
+    found = optimiser.state_dict()
+    tensors = {
+        f"optimiser.{index}.{name}": value
+        for index, entry in found["state"].items()
+        for name, value in entry.items()
+    }
+    groups = json.dumps(found["param_groups"]).encode()
+    return {**tensors, "optimiser.groups": torch.frombuffer(bytearray(groups), dtype=torch.uint8)}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Load the tensors of `flatten_optimiser`, among others, into an optimiser of the same kind."""
+    found = _below("optimiser.", tensors)
+    groups = json.loads(found.pop("groups").numpy().tobytes())
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in found.items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> str:
+    """Write tensors and facts by way of a temporary file; their digest."""
+    # Cloned because safetensors refuses tensors that share memory.
+    stored = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    text = json.dumps(meta)
+    digest = _digest(stored, text)
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "wb") as file:
+        # One key only: safetensors writes several in random order, and bytes must not vary.
+        file.write(save(stored, {"facts": json.dumps({"meta": text, "sha256": digest})}))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return digest
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Tensors, facts and their digest; any of OSError, ValueError, KeyError, SafetensorError."""
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads((file.metadata() or {})["facts"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    digest = _digest(tensors, facts["meta"])
+    if digest != facts["sha256"]:
+        raise ValueError("its SHA-256 does not match")
+    return tensors, json.loads(facts["meta"]), digest
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,181 @@
+"""Image files: finding, checking and decoding them to 8-bit RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cache.artefact import file_hash
+from cache.errors import InputError
+from cache.index import ImageRow
+from cache.progress import track
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class Found(NamedTuple):
+    """An image file and the split that it belongs to."""
+
+    split: str
+    path: Path
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode one image file.
+
+    Greyscale, palette, RGBA (its colours, alpha dropped), CMYK and 16-bit files all come out as
+    RGB; the EXIF rotation is applied.
+
+    Returns:
+        uint8 ``(height, width, 3)``.
+
+    Raises:
+        InputError: the file is missing, truncated or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} cannot be decoded ({error}). Replace or remove the file, then run prepare."
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow clips 16-bit greys at 255 when it converts them, which turns photos white.
+        values = np.asarray(image, dtype=np.float32)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def find_images(root: str | Path, splits: tuple[str, ...]) -> list[Found]:
+    """All image files of the splits below ``root``, sorted by split and path.
+
+    ``root`` holds ``images/<split>/*``; a folder of loose photos (no ``images`` in it) is one split
+    named ``all``.
+
+    Raises:
+        InputError: the folder is missing, a split is missing or empty, or two files of one split
+            have the same stem (their labels and label maps could not be told apart).
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(
+            f"the data folder {root} does not exist. Put or link your images there, or set "
+            "`datasets.<name>.root` in params.yaml."
+        )
+    folders = _split_folders(root, splits)
+    found = [
+        Found(split, path)
+        for split, folder in folders.items()
+        for path in _files(folder)
+        if not path.is_relative_to(root / "labels")
+    ]
+    faults = list(_split_faults(folders, found))
+    if faults:
+        raise InputError("\n".join(faults))
+    return found
+
+
+def _split_folders(root: Path, splits: tuple[str, ...]) -> dict[str, Path]:
+    wanted = list(dict.fromkeys(splits))
+    if not (root / "images").is_dir():
+        if wanted != ["all"]:
+            raise InputError(
+                f"{root} has no folder `images`, so it is one split named `all`, but params.yaml "
+                f"asks for {', '.join(wanted)}. Set `datasets.<name>.train` and `.eval` to `all`, "
+                f"or lay the files out as {root}/images/<split>/."
+            )
+        return {"all": root}
+    here = sorted(path.name for path in (root / "images").iterdir() if path.is_dir())
+    missing = [split for split in wanted if split not in here]
+    if missing:
+        raise InputError(
+            f"{root}/images has no split {', '.join(missing)}; it has {', '.join(here) or 'none'}. "
+            "Set `datasets.<name>.train` and `.eval` to splits that exist."
+        )
+    return {split: root / "images" / split for split in here}
+
+
+def _files(folder: Path) -> list[Path]:
+    """Image files below a folder; hidden files and other types are passed over."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def stem(folder: Path, path: Path) -> str:
+    """The name of an image inside its split: its path without suffix, folders kept."""
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _split_faults(folders: dict[str, Path], found: list[Found]) -> Iterator[str]:
+    for split, folder in folders.items():
+        by_stem: dict[str, list[Path]] = {}
+        for item in found:
+            if item.split == split:
+                by_stem.setdefault(stem(folder, item.path), []).append(item.path)
+        if not by_stem:
+            yield f"the split {split} is empty: {folder} holds no image ({', '.join(SUFFIXES)})."
+        for name, paths in by_stem.items():
+            if len(paths) > 1:
+                names = ", ".join(str(path) for path in paths)
+                yield f"the stem {name} of split {split} is used twice ({names}): rename one."
+
+
+def check_images(root: str | Path, splits: tuple[str, ...]) -> list[ImageRow]:
+    """Decode and hash every image and return the index; all faults are reported at once.
+
+    Raises:
+        InputError: see `find_images`; or files that cannot be decoded, each named.
+    """
+    found = find_images(root, splits)
+    folders = _split_folders(Path(root), splits)
+    rows: list[ImageRow] = []
+    faults = []
+    for item in track(found, "checking images"):
+        try:
+            height, width, _ = read_image(item.path).shape
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        name = stem(folders[item.split], item.path)
+        row = ImageRow(
+            len(rows), item.split, name, str(item.path), height, width, file_hash(item.path)
+        )
+        rows.append(row)
+    if faults:
+        raise InputError(f"{len(faults)} of {len(found)} images are bad:\n" + "\n".join(faults))
+    return rows
+
+
+def read_tile(
+    path: str | Path,
+    resized: tuple[int, int],
+    window: tuple[int, int, int, int],
+    flip: bool,
+) -> np.ndarray:
+    """Decode an image, resize it (bicubic) and cut one window out of it.
+
+    Args:
+        resized: height and width of the resized image, px.
+        window: top, left, height, width in the resized image, px.
+        flip: mirror the window from left to right.
+
+    Returns:
+        float32 ``(3, height, width)`` in [0, 1].
+    """
+    top, left, height, width = window
+    image = Image.fromarray(read_image(path))
+    image = image.resize((resized[1], resized[0]), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image, dtype=np.float32)[top : top + height, left : left + width] / 255.0
+    return np.ascontiguousarray((pixels[:, ::-1] if flip else pixels).transpose(2, 0, 1))

@@ -1,0 +1,225 @@
+"""Ground truth: the only module that opens label files. Prepare checks them, eval and report read.
+
+A label is an index PNG: 8-bit greyscale or palette, one class index per pixel, 255 = ignore.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from cache.artefact import write_text
+from cache.errors import InputError
+from cache.index import ImageRow
+from cache.progress import track
+
+IGNORE = 255
+_HEADER = ("kind", "id", "value", "sha256")
+_SHOWN = 20  # names or values in one error
+
+
+class LabelRow(NamedTuple):
+    """One label: the id of its image, its file and that file's hash."""
+
+    image: int
+    path: str
+    sha256: str
+
+
+def read_label(path: str | Path, sha256: str | None = None) -> np.ndarray:
+    """Decode one label file; palette indices and grey values are taken as they are.
+
+    Args:
+        path: an index PNG.
+        sha256: the hash that the file had when it was checked; None = any.
+
+    Returns:
+        uint8 ``(height, width)``, 255 = ignore.
+
+    Raises:
+        InputError: the file is missing, truncated, no index PNG, or has changed since.
+    """
+    return _decode(path, _read_bytes(path), sha256)
+
+
+def check_label(path: str | Path, height: int, width: int, n_classes: int) -> str:
+    """Check one label file against its image and the classes.
+
+    Returns:
+        The SHA-256 of the file's bytes, in hex.
+
+    Raises:
+        InputError: see `read_label`; or the size is not the image's, or values lie outside the
+            classes.
+    """
+    content = _read_bytes(path)
+    label = _decode(path, content)
+    if label.shape != (height, width):
+        raise InputError(
+            f"{path}: a label must have its image's size, {width} x {height} px after EXIF "
+            f"rotation, found {label.shape[1]} x {label.shape[0]}. Export the label at the image's "
+            "size, nearest neighbour."
+        )
+    values = np.unique(label)
+    wrong = values[(values >= n_classes) & (values != IGNORE)].tolist()
+    if wrong:
+        raise InputError(
+            f"{path}: label values must lie in 0..{n_classes - 1} ({n_classes} classes in "
+            f"classes.txt) or be {IGNORE} (ignore), found {_some(wrong)}. Map these values to "
+            f"classes or to {IGNORE}, or complete classes.txt."
+        )
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}). Put the label back, then run prepare."
+        ) from error
+
+
+def _decode(path: str | Path, content: bytes, sha256: str | None = None) -> np.ndarray:
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(f"{path} has changed since it was checked: run prepare again.")
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            image.verify()  # load() alone lets flipped bits pass: it compares no checksums
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            # Pillow stretches greys of fewer bits to 0..255; the header's 25th byte is the depth.
+            depth, mode = content[24], image.mode
+            label = np.array(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} cannot be decoded as a PNG ({error}). Replace the file, then run prepare."
+        ) from error
+    if mode != "P" and (mode != "L" or depth != 8):
+        raise InputError(
+            f"{path}: a label must be an index PNG, 8-bit greyscale (L) or palette (P), found mode "
+            f"{mode} of {depth} bits. Convert it so that each pixel's value is its class's index."
+        )
+    return label
+
+
+def read_classes(root: str | Path) -> list[str]:
+    """The class names in ``<root>/classes.txt``, one a line; line number = index.
+
+    Returns:
+        The names; none where there is no such file.
+
+    Raises:
+        InputError: a line is empty or repeated, or there are more classes than 8 bits can index.
+    """
+    path = Path(root) / "classes.txt"
+    if not path.is_file():
+        return []
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    for number, name in enumerate(names, start=1):
+        if not name or name in names[: number - 1]:
+            raise InputError(
+                f"{path}: every line must name one class, once; line {number} is "
+                f"{'empty' if not name else f'{name!r} again'}. The line number is the index in "
+                "the labels: name the class, don't drop the line."
+            )
+    if len(names) > IGNORE:
+        raise InputError(
+            f"{path}: labels of 8 bits have room for {IGNORE} classes (255 = ignore), found "
+            f"{len(names)}. Merge classes."
+        )
+    return names
+
+
+def find_labels(
+    root: str | Path, rows: Sequence[ImageRow], classes: Sequence[str]
+) -> list[LabelRow]:
+    """Find and check the labels ``<root>/labels/<split>/<stem>.png`` of the images.
+
+    A split without such a folder is unlabelled, which is fine.
+
+    Returns:
+        One row per labelled image, in the images' order.
+
+    Raises:
+        InputError: labels without classes.txt; or images of a labelled split without a label, and
+            labels that `check_label` rejects: all faults in one error.
+    """
+    folders = {split: Path(root) / "labels" / split for split in {row.split for row in rows}}
+    labelled = [row for row in rows if folders[row.split].is_dir()]
+    if labelled and not classes:
+        raise InputError(
+            f"{root} has labels but no classes.txt: write one class name a line (line number = "
+            "label value), or remove the labels."
+        )
+    paths = {row.id: folders[row.split] / f"{row.stem}.png" for row in labelled}
+    missing = [row for row in labelled if not paths[row.id].is_file()]
+    faults = list(_missing_faults(missing, folders))
+    absent = {row.id for row in missing}
+    present = [row for row in labelled if row.id not in absent]
+    found = []
+    for row in track(present, "checking labels") if present else ():
+        path = paths[row.id]
+        try:
+            found.append(
+                LabelRow(row.id, str(path), check_label(path, row.height, row.width, len(classes)))
+            )
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError(f"the labels below {root} have faults:\n" + "\n".join(faults))
+    return found
+
+
+def _missing_faults(missing: Sequence[ImageRow], folders: dict[str, Path]) -> Iterator[str]:
+    for split in dict.fromkeys(row.split for row in missing):
+        stems = [row.stem for row in missing if row.split == split]
+        yield (
+            f"every image of a labelled split must have a label {folders[split]}/<stem>.png, "
+            f"{len(stems)} lack theirs: {_some(stems)}. Add them, or remove the images or the "
+            "folder of labels."
+        )
+
+
+def _some(items: Sequence[object]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(str(item) for item in items[:_SHOWN]) + more
+
+
+def write_labels(path: str | Path, classes: Sequence[str], rows: Sequence[LabelRow]) -> None:
+    """Write classes and labels as one CSV, atomically; without labels no class is written."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_HEADER)
+    if rows:
+        writer.writerows(("class", index, name, "") for index, name in enumerate(classes))
+    writer.writerows(("image", *row) for row in rows)
+    write_text(path, buffer.getvalue())
+
+
+def read_labels(path: str | Path) -> tuple[list[str], dict[int, LabelRow]]:
+    """Read back what `write_labels` wrote.
+
+    Returns:
+        The class names by index, and the labels by image id; both empty without labels.
+
+    Raises:
+        InputError: the file is missing or was not written by the prepare stage.
+    """
+    way_out = "run `eigenseg prepare` (or `dvc repro prepare`) first."
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            table = list(csv.reader(file))
+    except FileNotFoundError as error:
+        raise InputError(f"the index of labels {path} is missing: {way_out}") from error
+    if not table or tuple(table[0]) != _HEADER:
+        raise InputError(f"{path} is no index of labels (its header differs): {way_out}")
+    classes = [value for kind, _, value, _ in table[1:] if kind == "class"]
+    rows = [LabelRow(int(i), value, sha) for kind, i, value, sha in table[1:] if kind == "image"]
+    return classes, {row.image: row for row in rows}

@@ -1,0 +1,230 @@
+"""params.yaml: every choice of the pipeline, strictly checked before any work starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cache.errors import InputError
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Level = Literal["first", "middle", "last", "keys"] | Annotated[int, Field(ge=0)]
+Block = Literal["first", "middle", "last"] | Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DatasetParams(_Section):
+    root: str
+    train: str
+    eval: str
+
+
+class BackboneParams(_Section):
+    model: str
+    weights: str | None
+
+
+class ExtractParams(_Section):
+    short_side: Count
+    window: Count | None
+    stride: Count | None
+    blocks: Annotated[list[Block], Field(min_length=1)]
+    final_norm: list[Block]
+    keys: bool
+    precision: Literal["auto", "float32", "bfloat16"]
+    batch: Count
+    shard_tokens: Count
+    max_patches: Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExtractParams:
+        if (self.window is None) != (self.stride is None):
+            raise ValueError("window and stride are set together or both null")
+        if self.window and self.stride and self.stride > self.window:
+            raise ValueError(
+                f"stride ({self.stride}) must not exceed window ({self.window}): pixels between "
+                "windows would get no cluster"
+            )
+        if self.shard_tokens < self.max_patches:
+            raise ValueError(
+                f"shard_tokens ({self.shard_tokens}) must hold at least one tile of max_patches "
+                f"({self.max_patches}) patches"
+            )
+        return self
+
+
+class PixelGraphParams(_Section):
+    k: Count
+    weight: Annotated[float, Field(ge=0)]
+
+
+class GraphParams(_Section):
+    level: Level
+    scope: Literal["group"]
+    group_images: Count
+    rounds: Count
+    k: Count | Share
+    alpha: Annotated[float, Field(ge=0)]
+    seed: int
+    pixel: Annotated[list[PixelGraphParams], Field(min_length=1)]
+
+
+class HeadParams(_Section):
+    levels: Annotated[list[Level], Field(min_length=1)]
+    width: Count | None
+    depth: Count
+    head_dim: Count
+    mlp_hidden: Count
+    level_norm: bool
+
+
+class TrainParams(_Section):
+    epochs: Count
+    lr: Positive
+    lr_end: Annotated[float, Field(ge=0)]
+    beta: Annotated[float, Field(ge=0)] | None
+    tau_start: Positive
+    tau_end: Positive
+    scale: Positive
+
+
+class KMeansParams(_Section):
+    level: Level
+    iterations: Count
+    points_per_centroid: Count
+    spherical: bool
+    whiten: Count | None
+
+
+class SegmentParams(_Section):
+    temperature: Positive
+
+
+class ReportParams(_Section):
+    images: Count
+
+
+class ComputeParams(_Section):
+    device: Literal["auto", "cpu", "cuda"]
+    scheduler: Annotated[str, Field(pattern=r"^(sync|threads|local|tcp://.+)$")]
+
+
+class Params(_Section):
+    """The whole of params.yaml; the meaning of each key stands beside it in that file."""
+
+    seed: int
+    dataset: str
+    backbone: str
+    clusters: Annotated[int, Field(ge=2, le=65536)]
+    datasets: dict[str, DatasetParams]
+    backbones: dict[str, BackboneParams]
+    extract: ExtractParams
+    graph: GraphParams
+    head: HeadParams
+    train: TrainParams
+    kmeans: KMeansParams
+    segment: SegmentParams
+    report: ReportParams
+    compute: ComputeParams
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Params:
+        for key, names in (("dataset", self.datasets), ("backbone", self.backbones)):
+            if getattr(self, key) not in names:
+                raise ValueError(
+                    f"{key}: {getattr(self, key)!r} is not one of {', '.join(names)} "
+                    f"(the entries of `{key}s`)"
+                )
+        return self
+
+    @property
+    def data(self) -> DatasetParams:
+        """The entry of `datasets` that `dataset` names."""
+        return self.datasets[self.dataset]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The training and the evaluation split, each once."""
+        return tuple(dict.fromkeys((self.data.train, self.data.eval)))
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and check the parameters.
+
+    Raises:
+        InputError: the file is missing or not YAML, or keys are unknown, missing or of a wrong
+            value; every fault is listed with its dotted key and the values that are valid.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} is missing: run the command in the project's folder, or give --params."
+        ) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from error
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        faults = "\n".join(f"  {line}" for line in dict.fromkeys(_faults(error)))
+        raise InputError(f"{path} has faults:\n{faults}") from error
+
+
+def _faults(error: ValidationError) -> list[str]:
+    return [_fault(_dotted(item["loc"]), item) for item in error.errors(include_url=False)]
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    """The dotted key: pydantic also puts the names of union members into the location."""
+    tree: object = Params
+    keys: list[str] = []
+    for part in loc:
+        following = _child(tree, part)
+        if following is not None:
+            keys.append(str(part))
+            tree = following
+        elif not keys or (isinstance(tree, type) and issubclass(tree, BaseModel)):
+            keys.append(str(part))
+    return ".".join(keys)
+
+
+def _child(tree: object, part: int | str) -> object | None:
+    if isinstance(tree, type) and issubclass(tree, BaseModel):
+        field = tree.model_fields.get(str(part))
+        return field.annotation if field else None
+    container, arguments = get_origin(tree), get_args(tree)
+    if container is Annotated:
+        return _child(arguments[0], part)
+    if (container is dict and isinstance(part, str)) or (
+        container is list and isinstance(part, int)
+    ):
+        return arguments[-1]
+    return None
+
+
+def _fault(key: str, item: object) -> str:
+    details: dict = item  # type: ignore[assignment]
+    if details["type"] == "extra_forbidden":
+        return f"{key}: unknown key; valid here: {', '.join(_siblings(key))}"
+    if details["type"] == "missing":
+        return f"{key}: missing"
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}, found {details['input']!r}"
+
+
+def _siblings(key: str) -> list[str]:
+    tree: object = Params
+    for part in key.split(".")[:-1]:
+        step: int | str = int(part) if part.isdigit() else part
+        tree = _child(tree, step)
+    return list(tree.model_fields) if isinstance(tree, type) else []  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""Pure numerics: arrays and tensors in, arrays and tensors out."""

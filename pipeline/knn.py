@@ -1,0 +1,110 @@
+"""Exact nearest neighbours of patch features by cosine similarity."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+GPU_MAX_K = 2048  # FAISS's own limit; a larger search stays on the CPU
+UNIT_TOLERANCE = 1e-2  # loose enough for rows normalised before a float16 round trip
+
+
+def neighbour_count(k: int | float, n: int) -> int:
+    """Return how many neighbours each of `n` points takes.
+
+    `k` is a count (int) or a fraction of `n` (float in (0, 1), rounded, at least 1).
+    Raises ValueError when `k` is neither, or when the count is not below `n`.
+    """
+    if isinstance(k, bool) or (isinstance(k, float) and not 0 < k < 1) or k <= 0:
+        raise ValueError(
+            "`graph.k` must be a count of at least 1 (int) or a fraction between 0 and 1 (float), "
+            f"found {k!r}"
+        )
+    count = max(1, round(k * n)) if isinstance(k, float) else int(k)
+    _check_count(count, n)
+    return count
+
+
+def nearest(features: np.ndarray, k: int, *, gpu: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Find the `k` most similar other rows of every row by exact search.
+
+    Parameters
+    ----------
+    features : float32 (n, c), every row of unit L2 norm, so that inner product = cosine.
+    k : neighbours per row, below n.
+    gpu : search on the GPU where FAISS has one; False keeps the search on the CPU.
+
+    Returns
+    -------
+    indices : int32 (n, k), never the row itself; duplicates of a row are neighbours like any other.
+    similarities : float32 (n, k), cosines, falling along each row.
+
+    Raises ValueError for `k` >= n, non-finite features and rows that are not of unit norm.
+    """
+    _check_count(k, len(features))
+    rows = np.ascontiguousarray(features, dtype=np.float32)
+    _check_unit_rows(rows)
+    if gpu and k < GPU_MAX_K and _gpu_count() > 0:
+        similarities, found = faiss.knn_gpu(
+            faiss.StandardGpuResources(), rows, rows, k + 1, metric=faiss.METRIC_INNER_PRODUCT
+        )
+    else:
+        similarities, found = faiss.knn(rows, rows, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    others = not_self(found)
+    return found[others].reshape(-1, k).astype(np.int32), similarities[others].reshape(-1, k)
+
+
+def not_self(found: np.ndarray) -> np.ndarray:
+    """Mark the `k` entries of each row that are not the row's own id.
+
+    found : integer (n, k + 1), neighbours of points 0..n-1, best first, self included.
+    Returns bool (n, k + 1) with exactly `k` marks a row. Self is told by id and not by position:
+    among duplicates it can stand anywhere, or be crowded out, and then the last entry goes.
+    """
+    keep = found != np.arange(len(found))[:, None]
+    keep[keep.all(axis=1), -1] = False
+    return keep
+
+
+def recall(found: np.ndarray, exact: np.ndarray) -> float:
+    """Return the share of exact neighbours that were found, averaged over rows.
+
+    found : integer (n, j); exact : integer (n, k). The order within a row does not count.
+    """
+    if len(found) != len(exact):
+        raise ValueError(
+            "recall compares the same points: one row each, "
+            f"found {len(found)} rows for {len(exact)} exact ones; search for the same queries"
+        )
+    rows = zip(found, exact, strict=True)
+    return float(np.mean([np.isin(truth, answer).mean() for answer, truth in rows]))
+
+
+def _gpu_count() -> int:
+    # knn_gpu without a GPU aborts the process instead of raising, so ask first.
+    return faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def _check_count(k: int, n: int) -> None:
+    if not 1 <= k < n:
+        raise ValueError(
+            f"each patch needs at least 1 and fewer neighbours than its group has patches, found "
+            f"k = {k} for n = {n} patches: lower `graph.k` or raise `graph.group_images`"
+        )
+
+
+def _check_unit_rows(features: np.ndarray) -> None:
+    norms = np.sqrt(np.einsum("nc,nc->n", features, features))
+    if not np.isfinite(norms).all():
+        bad = int(np.flatnonzero(~np.isfinite(norms))[0])
+        raise ValueError(
+            f"features must be finite, found NaN or infinity in row {bad} of {len(features)}: "
+            "extract them again, with `extract.precision` float32 if they overflow"
+        )
+    off = np.abs(norms - 1) > UNIT_TOLERANCE
+    if off.any():
+        bad = int(np.flatnonzero(off)[0])
+        raise ValueError(
+            f"features must have rows of unit L2 norm, found norm {norms[bad]:.4g} in row {bad} "
+            f"of {len(features)}: divide each row by its norm"
+        )

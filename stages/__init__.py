@@ -1,0 +1,70 @@
+"""The command line: one click command per stage, imported only when it is called."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+from typing import Any
+
+import click
+
+STAGES = {
+    "prepare": "Check a folder of images and write its index.",
+    "extract": "Run the frozen ViT once over every image into the Zarr cache.",
+    "graph": "Build the kNN graphs and pixel graphs from the cache.",
+    "train": "Train the eigenfunction head and fit both K-means on the cache.",
+    "segment": "Turn cached features into label maps at the images' resolution.",
+    "eval": "Count clusters against classes and score every matching.",
+    "report": "Draw the metrics, curves and gallery as one HTML page.",
+}
+
+
+class Stage(click.Command):
+    """A command that ends in one clear line where its input breaks a rule.
+
+    ``EIGENSEG_TRACEBACK=1`` shows the whole traceback instead.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, ArithmeticError, OSError) as error:
+            if os.environ.get("EIGENSEG_TRACEBACK"):
+                raise
+            raise click.ClickException(_explain(error)) from error
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return (
+            f"the disk is full{where} ({error.strerror}). Finished parts are kept: make room and "
+            "run the same command again, it goes on where it stopped."
+        )
+    return f"{error}"
+
+
+class _Stages(click.Group):
+    """Lists the stages without importing them: torch alone takes seconds to import."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(STAGES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in STAGES:
+            return None
+        return importlib.import_module(f"stages.{cmd_name}").main
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Stages, in order"):
+            formatter.write_dl(list(STAGES.items()))
+
+
+@click.command(cls=_Stages)
+@click.version_option(package_name="eigenseg")
+def main() -> None:
+    """Unsupervised semantic segmentation with neural eigenfunctions on cached ViT features.
+
+    Every stage reads params.yaml and the files of the stages before it; `dvc repro` runs them all.
+    """

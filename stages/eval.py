@@ -1,0 +1,205 @@
+"""The eval stage: label maps and ground truth -> counts, mappings, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cache import params, results
+from cache.errors import InputError
+from cache.index import ImageRow, read_index
+from cache.labels import LabelRow, read_label, read_labels
+from cache.progress import track
+from cache.segments import Segments
+from pipeline.evaluation import MATCHINGS, confusion, count, scores
+from stages import Stage
+
+_TEXT = ("predictor", "matching")
+
+
+class Tally(NamedTuple):
+    """What one pass over the label maps leaves: counts by predictor and split, clusters in use."""
+
+    counts: results.Counts
+    used: dict[str, np.ndarray]
+
+
+class Report(NamedTuple):
+    """Scores in the layout of metrics.json, per class, and the mappings worth keeping."""
+
+    metrics: dict[str, dict[str, Any]]
+    per_class: list[results.ClassScore]
+    mapping: results.ClassMapping
+
+
+@click.command(cls=Stage)
+@click.option("--params", "params_path", default="params.yaml", help="Choices.")
+@click.option("--index", default="data/index.csv", help="Index of images.")
+@click.option("--labels", default="data/labels.csv", help="Index of labels.")
+@click.option("--segments", default="data/segments.h5", help="Label maps.")
+@click.option("--out", default="results", help="Folder for the results.")
+def main(params_path: str, index: str, labels: str, segments: str, out: str) -> None:
+    """Count clusters against classes and score every matching.
+
+    Reads the label maps and, where there are labels, the ground truth of the training and the
+    evaluation split. Writes metrics.json, counts.json, mapping.json and per_class.csv to results/,
+    and prints the scores: `oracle` mappings are fitted on the very labels that are scored, `train`
+    mappings on the training split's. Without labels it counts the clusters in use.
+    """
+    chosen = params.load(params_path).data
+    classes, truth = read_labels(labels)
+    with Segments.open(segments) as store:
+        rows = select(read_index(index), truth, chosen.train, chosen.eval, store, segments)
+        tally = tally_images(rows, truth, len(classes), chosen.eval, store)
+        head = store.manifest["head"]
+    report = assess(tally, classes, chosen.train, chosen.eval, head)
+    folder = Path(out)
+    results.write_metrics(folder / "metrics.json", report.metrics)
+    results.write_counts(folder / "counts.json", classes, tally.counts)
+    results.write_mapping(folder / "mapping.json", report.mapping)
+    results.write_per_class(folder / "per_class.csv", report.per_class)
+    show(report.metrics, chosen.train, chosen.eval)
+
+
+def select(
+    rows: Sequence[ImageRow],
+    truth: dict[int, LabelRow],
+    train: str,
+    evaluated: str,
+    store: Segments,
+    path: str,
+) -> list[ImageRow]:
+    """The images to go through: the evaluation split and what is labelled of the training split.
+
+    Raises:
+        InputError: some of them have no label map.
+    """
+    wanted = [
+        row for row in rows if row.split == evaluated or (row.split == train and row.id in truth)
+    ]
+    missing = sorted({row.id for row in wanted} - set(store.images))
+    if missing or not wanted:
+        raise InputError(
+            f"{path} must hold a label map of every image of the splits {train} and {evaluated}, "
+            f"{len(missing)} of {len(wanted)} lack theirs (ids {missing[:10]}): "
+            "run `eigenseg segment` (or `dvc repro segment`)."
+        )
+    return wanted
+
+
+def tally_images(
+    rows: Sequence[ImageRow],
+    truth: dict[int, LabelRow],
+    n_classes: int,
+    evaluated: str,
+    store: Segments,
+) -> Tally:
+    """Go through the label maps once, one image in memory at a time.
+
+    Raises:
+        InputError: a label is missing, has changed since prepare, or its size isn't the map's.
+    """
+    counts: results.Counts = {name: {} for name in store.clusters}
+    used = {name: np.zeros(k, dtype=bool) for name, k in store.clusters.items()}
+    for row in track(rows, "counting pixels"):
+        label = _label(truth.get(row.id))
+        for name, k in store.clusters.items():
+            clusters = store.read(name, row.id)
+            if row.split == evaluated:
+                used[name] |= np.bincount(clusters.ravel(), minlength=k) > 0
+            if label is None:
+                continue
+            if clusters.shape != label.shape:
+                raise InputError(
+                    f"{truth[row.id].path}: label and label map must have one size, found "
+                    f"{label.shape} and {clusters.shape} (rows, columns): the label maps are of "
+                    "another version of the image. Run prepare, then segment again."
+                )
+            pairs = count(clusters, label, k, n_classes)
+            counts[name][row.split] = counts[name].get(row.split, 0) + pairs
+    return Tally(counts, used)
+
+
+def _label(row: LabelRow | None) -> np.ndarray | None:
+    return None if row is None else read_label(row.path, row.sha256)
+
+
+def assess(tally: Tally, classes: Sequence[str], train: str, evaluated: str, head: str) -> Report:
+    """Score every predictor with every matching, fitted on either split.
+
+    With one split for both there is no `train` mapping: it would be the oracle by another name.
+    """
+    metrics: dict[str, dict[str, Any]] = {
+        name: {"k": int(used.size), "clusters_used": int(used.sum())}
+        for name, used in tally.used.items()
+    }
+    labelled = {split for splits in tally.counts.values() for split in splits}
+    fitted = {split: _fit(tally.counts, split) for split in labelled}
+    per_class: list[results.ClassScore] = []
+    for origin, split in {"oracle": evaluated, "train": train}.items():
+        if not {split, evaluated} <= labelled or (origin == "train" and split == evaluated):
+            continue
+        for name, matching in product(tally.counts, MATCHINGS):
+            score = scores(confusion(tally.counts[name][evaluated], fitted[split][name][matching]))
+            metrics[name].setdefault(matching, {})[origin] = {
+                "miou": score.miou,
+                "accuracy": score.accuracy,
+                "classes_covered": score.classes_covered,
+            }
+            per_class += [
+                results.ClassScore(name, matching, origin, label, float(iou))
+                for label, iou in zip(classes, score.iou, strict=True)
+            ]
+    fitted_on = next((split for split in (train, evaluated) if split in labelled), None)
+    mappings = fitted[fitted_on] if fitted_on else {}
+    kept = results.ClassMapping(head, fitted_on, list(classes), mappings)
+    return Report(metrics, per_class, kept)
+
+
+def _fit(counts: results.Counts, split: str) -> dict[str, dict[str, np.ndarray]]:
+    return {
+        name: {matching: fit(splits[split]) for matching, fit in MATCHINGS.items()}
+        for name, splits in counts.items()
+    }
+
+
+def show(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> None:
+    """Print the metrics, and how each mapping came about."""
+    held = {name for entry in metrics.values() for name in entry.get(next(iter(MATCHINGS)), {})}
+    origins = [origin for origin in ("oracle", "train") if origin in held]
+    table = Table(
+        title=f"Split {evaluated}" + ": mIoU/accuracy in % (classes covered)" * bool(held)
+    )
+    for heading in ("predictor", "used/K", *["matching"] * bool(held), *origins):
+        table.add_column(heading, justify="left" if heading in _TEXT else "right")
+    for name, entry in metrics.items():
+        head = (name, f"{entry['clusters_used']}/{entry['k']}")
+        for matching in MATCHINGS if held else ():
+            table.add_row(*head, matching, *(_cell(entry[matching][o]) for o in origins))
+            head = ("", "")
+        if not held:
+            table.add_row(*head)
+        table.add_section()
+    console = Console()
+    console.print(table)
+    if not held:
+        console.print(f"The split {evaluated} has no labels: there is nothing to score.")
+    if "oracle" in held:
+        console.print(f"oracle: mapping fitted on the labels of {evaluated}, the ones scored here.")
+    if "train" in held:
+        console.print(f"train: mapping fitted on the labels of {train} only.")
+
+
+def _cell(score: dict[str, Any]) -> str:
+    return f"{score['miou']:.1f}/{score['accuracy']:.1f} ({score['classes_covered']})"
+
+
+if __name__ == "__main__":
+    main()

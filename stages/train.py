@@ -1,0 +1,237 @@
+"""The train stage: cached tokens and graphs -> the head, and both K-means."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from cache import heads, params
+from cache.artefact import fingerprint, publish, work_folder
+from cache.features import Features
+from cache.graphs import Graphs
+from cache.progress import bar, track
+from pipeline import kmeans
+from pipeline.device import choose_device
+from pipeline.graph import block_diagonal, feature_graph, kernel, to_torch
+from pipeline.head import Head, initialise
+from pipeline.objective import default_beta, learning_rate, temperature
+from pipeline.training import Batch, optimiser, train_step
+from stages import Stage
+
+CURVE = ("step", "loss", "trace", "penalty", "clusters", "tau", "lr")
+
+
+@click.command(cls=Stage)
+@click.option("--params", "params_path", default="params.yaml", help="Choices.")
+@click.option("--features", "features_path", default="data/features.zarr", help="Feature cache.")
+@click.option("--graph", "graph_path", default="data/graph.h5", help="Graph file.")
+@click.option("--out", default="data/head", help="Folder of the head to write.")
+@click.option("--curve", default="results/curve.csv", help="Training curve to write.")
+def main(params_path: str, features_path: str, graph_path: str, out: str, curve: str) -> None:
+    """Train the eigenfunction head and fit both K-means on the cache.
+
+    Reads data/features.zarr and data/graph.h5 (no image, no ViT), writes data/head (the head, the
+    K-means on the features F and on the head's features, a manifest) and results/curve.csv.
+    Interrupted, it goes on from the last finished epoch.
+    """
+    chosen = params.load(params_path)
+    features = Features.open(features_path)
+    with Graphs.open(graph_path) as graphs:
+        graphs.check_features(features.manifest["fingerprint"])
+        tiles = features.tiles_of(chosen.data.train)
+        _check_clusters(chosen, features, tiles)
+        manifest = _manifest(chosen, features, graphs)
+        with work_folder(out, manifest["fingerprint"]) as work:
+            head, rows = _fit(chosen, features, graphs, work)
+            centres = _fit_kmeans(chosen, features, tiles, head)
+            heads.save_head(work / "head", head.state_dict(), centres, manifest)
+            _write_curve(curve, rows)
+            publish(work / "head", out)
+            shutil.rmtree(work)
+    click.echo(f"{out}: K = {chosen.clusters}, {len(rows)} steps, loss {rows[-1]['loss']:.4f}")
+
+
+def _check_clusters(chosen: params.Params, features: Features, tiles: np.ndarray) -> None:
+    patches = sum(features.sizes(tiles))
+    if chosen.clusters > patches:
+        raise ValueError(
+            f"clusters ({chosen.clusters}) must not exceed the number of training patches "
+            f"({patches}): lower `clusters` or add images to split {chosen.data.train}"
+        )
+    for level in (*chosen.head.levels, chosen.kmeans.level):
+        features.array(level)
+
+
+def _manifest(chosen: params.Params, features: Features, graphs: Graphs) -> dict:
+    head = chosen.head.model_dump()
+    channels = [features.channels(level) for level in chosen.head.levels]
+    choices = {
+        "head": {**head, "channels": channels, "clusters": chosen.clusters},
+        "kmeans": chosen.kmeans.model_dump(),
+        "train": chosen.train.model_dump(),
+        "alpha": chosen.graph.alpha,
+        "seed": chosen.seed,
+        "graph": graphs.manifest["fingerprint"],
+        "features": features.manifest["fingerprint"],
+    }
+    return {
+        **choices,
+        "backbone": features.manifest,
+        "fingerprint": fingerprint("head", 1, choices),
+    }
+
+
+def build_head(chosen: params.Params, features: Features) -> Head:
+    """The head as the parameters describe it, with the initial weights of the seed."""
+    choices = chosen.head.model_dump(exclude={"levels"})
+    channels = [features.channels(level) for level in chosen.head.levels]
+    head = Head(channels, chosen.clusters, **choices)
+    initialise(head, torch.Generator().manual_seed(chosen.seed))
+    return head
+
+
+def _fit(
+    chosen: params.Params, features: Features, graphs: Graphs, work: Path
+) -> tuple[Head, list[dict]]:
+    """Train to the end, from the last finished epoch if there is one; head and curve."""
+    device = choose_device(chosen.compute.device)
+    head = build_head(chosen, features).to(device).train()
+    adam = optimiser(head, chosen.train.lr)
+    checkpoint = work / "checkpoint.safetensors"
+    epoch, rows = _resume(checkpoint, head, adam)
+    per_epoch = graphs.manifest["groups"]
+    with bar() as progress:
+        task = progress.add_task("training", total=chosen.train.epochs * per_epoch, unit="step")
+        progress.advance(task, epoch * per_epoch)
+        for epoch in range(epoch, chosen.train.epochs):
+            for row in _epoch(chosen, features, graphs, head, adam, epoch, device):
+                rows.append({"step": len(rows), **row})
+                progress.update(task, advance=1, description=f"training, loss {row['loss']:.4f}")
+            state = {**heads.flatten_module(head), **heads.flatten_optimiser(adam)}
+            heads.save_checkpoint(checkpoint, state, {"epoch": epoch + 1, "rows": rows})
+    return head.eval(), rows
+
+
+def _epoch(
+    chosen: params.Params,
+    features: Features,
+    graphs: Graphs,
+    head: Head,
+    adam: torch.optim.Optimizer,
+    epoch: int,
+    device: torch.device,
+) -> Iterator[dict]:
+    """One pass over the groups of one round; all its randomness follows from seed and epoch."""
+    seeds = np.random.SeedSequence([chosen.seed, epoch])
+    noise = torch.Generator(device).manual_seed(int(seeds.generate_state(1)[0]))
+    per_epoch = graphs.manifest["groups"]
+    order = np.random.default_rng(seeds).permutation(per_epoch)
+    choices = chosen.train
+    beta = default_beta(chosen.clusters) if choices.beta is None else choices.beta
+    steps = choices.epochs * per_epoch
+    loaded = _ahead(chosen, features, graphs, epoch % graphs.manifest["rounds"], order)
+    for step, batch in enumerate(loaded, epoch * per_epoch):
+        tau = temperature(step, steps, choices.tau_start, choices.tau_end)
+        lr = learning_rate(step, steps, choices.lr, choices.lr_end)
+        for group in adam.param_groups:
+            group["lr"] = lr
+        batch = Batch(batch.tokens.to(device), batch.sizes, batch.kappa.to(device))
+        found = train_step(
+            head, adam, batch, tau=tau, beta=beta, scale=choices.scale, generator=noise
+        )
+        yield {**found, "tau": tau, "lr": lr}
+
+
+def _ahead(
+    chosen: params.Params, features: Features, graphs: Graphs, round_: int, order: np.ndarray
+) -> Iterator[Batch]:
+    """Batches in order, the next one read and assembled while one is used."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        jobs = [(chosen, features, graphs, round_, int(group)) for group in order]
+        waiting = [pool.submit(load_batch, *job) for job in jobs[:2]]
+        for number in range(len(jobs)):
+            batch = waiting.pop(0).result()
+            if number + 2 < len(jobs):
+                waiting.append(pool.submit(load_batch, *jobs[number + 2]))
+            yield batch
+
+
+def load_batch(
+    chosen: params.Params, features: Features, graphs: Graphs, round_: int, group: int
+) -> Batch:
+    """Tokens and kernel (Eq. 4) of one group, on the CPU."""
+    found = graphs.group(round_, group)
+    pixels = block_diagonal([graphs.pixel_graph(int(tile)) for tile in found.tiles])
+    kappa = kernel(feature_graph(found.indices, found.similarities), pixels, chosen.graph.alpha)
+    tokens = _tokens(features, chosen.head.levels, found.tiles)
+    return Batch(tokens, features.sizes(found.tiles), to_torch(kappa, "cpu"))
+
+
+def _tokens(features: Features, levels: list[Any], tiles: np.ndarray) -> torch.Tensor:
+    """Tokens of some tiles, levels side by side: float32 ``(patches, channels)``."""
+    columns = [np.concatenate([features.tokens(level, t) for t in tiles]) for level in levels]
+    return torch.from_numpy(np.concatenate(columns, axis=1)).float()
+
+
+def _resume(checkpoint: Path, head: Head, adam: torch.optim.Optimizer) -> tuple[int, list[dict]]:
+    """Restore a checkpoint if there is one; the next epoch and the curve so far."""
+    found = heads.load_checkpoint(checkpoint)
+    if found is None:
+        return 0, []
+    state, meta = found
+    heads.restore_module(head, state)
+    heads.restore_optimiser(adam, state)
+    click.echo(f"resumed: {meta['epoch']} epochs were finished")
+    return meta["epoch"], meta["rows"]
+
+
+@torch.inference_mode()
+def _fit_kmeans(
+    chosen: params.Params, features: Features, tiles: np.ndarray, head: Head
+) -> dict[str, dict]:
+    """K-means on a sample of F (`kmeans`) and of the head's features (`ours_kmeans`)."""
+    choices = chosen.kmeans
+    wanted = chosen.clusters * choices.points_per_centroid
+    sample = kmeans.sample_plan(
+        features.sizes(tiles), wanted, np.random.default_rng([chosen.seed, 1])
+    )
+    device = next(head.parameters()).device
+    plain, learned = [], []
+    for tile, rows in zip(track(tiles, "sampling for K-means"), sample, strict=True):
+        plain.append(features.tokens(choices.level, tile)[rows])
+        tokens = _tokens(features, chosen.head.levels, np.array([tile])).to(device)
+        learned.append(head.features(tokens, [len(tokens)])[rows].half().cpu().numpy())
+    fitted = {}
+    for name, points, whiten in (
+        ("kmeans", plain, choices.whiten),
+        ("ours_kmeans", learned, None),
+    ):
+        fitted[name] = kmeans.fit(
+            np.concatenate(points).astype(np.float32),
+            chosen.clusters,
+            iterations=choices.iterations,
+            spherical=choices.spherical,
+            whiten=whiten,
+            seed=chosen.seed,
+        )
+    return {name: model._asdict() for name, model in fitted.items()}
+
+
+def _write_curve(path: str, rows: list[dict]) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CURVE, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

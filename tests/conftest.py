@@ -1,0 +1,142 @@
+"""Small real input for all tests: drawn photos with labels, and a tiny ViT of timm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import save_file
+
+import stages
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+COLOURS = np.array([[90, 140, 220], [60, 130, 50], [120, 110, 100], [200, 60, 40]])
+
+
+def draw_scene(generator: np.random.Generator, height: int, width: int) -> tuple[Any, Any]:
+    """A photo-like image and its labels: sky, meadow, road, a box, with noise."""
+    labels = np.zeros((height, width), np.uint8)
+    horizon = int(height * generator.uniform(0.3, 0.5))
+    labels[horizon:] = 1
+    labels[int(height * 0.75) :] = 2
+    top, left = horizon - height // 8, int(generator.uniform(0.1, 0.6) * width)
+    labels[top : top + height // 4, left : left + width // 4] = 3
+    image = COLOURS[labels] + generator.normal(0, 12, (height, width, 1))
+    return np.clip(image, 0, 255).astype(np.uint8), labels
+
+
+def make_dataset(root: Path, counts: dict[str, int], height: int = 96, width: int = 128) -> Path:
+    """A labelled data set of drawn scenes in folder layout."""
+    generator = np.random.default_rng(0)
+    for split, count in counts.items():
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for number in range(count):
+            image, labels = draw_scene(generator, height, width)
+            Image.fromarray(image).save(root / "images" / split / f"{number:03d}.jpg", quality=95)
+            Image.fromarray(labels).save(root / "labels" / split / f"{number:03d}.png")
+    (root / "classes.txt").write_text("sky\nmeadow\nroad\nbox\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint file of timm's smallest ViT, with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model("test_vit", num_classes=0)
+    path = tmp_path_factory.mktemp("weights") / "test_vit.safetensors"
+    save_file(model.state_dict(), path)
+    return path
+
+
+class Project:
+    """A project folder of a test: its params.yaml and its stages, run as a user would."""
+
+    def __init__(self, folder: Path, weights: Path) -> None:
+        self.folder = folder
+        self.tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+        self.set("dataset", "tiny")
+        self.set("datasets.tiny", {"root": "photos", "train": "train", "eval": "val"})
+        self.set("backbone", "tiny")
+        self.set("backbones.tiny", {"model": "test_vit", "weights": str(weights)})
+        self.set("clusters", 6)
+        self.set("extract.short_side", 96)
+        self.set("extract.shard_tokens", 200)
+        self.set("extract.max_patches", 200)
+        self.set("graph.group_images", 3)
+        self.set("graph.rounds", 2)
+        self.set("graph.k", 0.1)
+        self.set("head.width", 64)
+        self.set("head.mlp_hidden", 64)
+        self.set("head.head_dim", 32)
+        self.set("train.epochs", 3)
+        self.set("report.images", 2)
+
+    def set(self, key: str, value: Any) -> None:
+        """Set one dotted key of params.yaml."""
+        *above, last = key.split(".")
+        node = self.tree
+        for part in above:
+            node = node[part]
+        node[last] = value
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.tree, sort_keys=False))
+
+    def run(self, *arguments: str) -> Result:
+        """Run a stage in this process; a failure does not raise."""
+        return CliRunner().invoke(stages.main, list(arguments))
+
+    def ok(self, *names: str) -> None:
+        """Run stages that must succeed."""
+        for name in names:
+            result = self.run(name)
+            assert result.exit_code == 0, result.output
+
+    def fails(self, name: str, *texts: str) -> str:
+        """Run a stage that must end in one clear error that holds these texts."""
+        result = self.run(name)
+        assert result.exit_code == 1, result.output
+        assert isinstance(result.exception, SystemExit), result.exception
+        for text in texts:
+            assert text in result.output, result.output
+        return result.output
+
+
+@pytest.fixture
+def project(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A labelled project of 6 training and 3 validation images, nothing run yet."""
+    make_dataset(tmp_path / "photos", {"train": 6, "val": 3})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EIGENSEG_TRACEBACK", raising=False)
+    return Project(tmp_path, weights)
+
+
+def tree_bytes(folder: Path) -> dict[str, bytes]:
+    """Content of every file below a folder, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Callable[[str], Path]:
+    """Path of a real data set beside the project; the test skips where it is absent."""
+
+    def find(name: str) -> Path:
+        for base in (os.environ.get("EIGENSEG_TEST_DATA"), REPOSITORY.parent / "shared"):
+            if base and (Path(base) / name).exists():
+                return Path(base) / name
+        pytest.skip(f"{name} is absent: set EIGENSEG_TEST_DATA to a folder that holds it")
+
+    return find

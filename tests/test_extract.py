@@ -1,0 +1,237 @@
+"""Extraction: against the bare model, resumable to the byte, and damage is found and named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from cache.features import Features
+from tests.conftest import REPOSITORY, Project, tree_bytes
+
+CACHE = Path("data/features.zarr")
+
+
+def bare_model(weights: Path) -> torch.nn.Module:
+    model = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True)
+    model.load_state_dict(load_file(weights))
+    return model.eval()
+
+
+def test_tokens_equal_the_bare_model(project: Project, weights: Path) -> None:
+    project.set("extract.blocks", ["first", 2, "last"])
+    project.set("extract.keys", True)
+    project.ok("prepare", "extract")
+    features = Features.open(CACHE)
+    model = bare_model(weights)
+    depth = len(model.blocks)
+    assert features.manifest["levels"]["last"] == f"block_{depth - 1:02d}"
+    tile = int(features.tiles_of("val")[1])
+    image = Image.open("photos/images/val/001.jpg").resize((128, 96), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)[None]
+    mean, std = (torch.tensor(model.default_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    seen: list[torch.Tensor] = []
+    model.blocks[0].register_forward_hook(lambda m, i, o: seen.append(o))
+    model.blocks[-1].attn.qkv.register_forward_hook(lambda m, i, o: seen.append(o))
+    with torch.no_grad():
+        last = model.forward_features((pixels - mean) / std)
+    prefix = model.num_prefix_tokens
+    width = last.shape[-1]
+    expected = {
+        "first": seen[0][0, prefix:],
+        "last": last[0, prefix:],
+        "keys": seen[1][0, prefix:, width : 2 * width],
+    }
+    for level, values in expected.items():
+        found = torch.from_numpy(features.tokens(level, tile)).float()
+        assert found.shape == (6 * 8, width)
+        assert (found - values).abs().max() <= 2e-3 * values.abs().max()
+    small = F.interpolate(pixels, size=(6, 8), mode="bilinear")[0].flatten(1).T.numpy()
+    assert np.abs(features.rgb(tile) - small).max() < 1e-3
+
+
+def test_sizes_and_windows_share_one_table(project: Project) -> None:
+    for name, size in (("tall", (60, 200)), ("dot", (3, 2)), ("wide", (400, 50))):
+        Image.effect_noise(size, 60).convert("RGB").save(f"photos/images/train/{name}.png")
+    shutil.rmtree("photos/labels")
+    project.set("extract.window", 64)
+    project.set("extract.stride", 48)
+    project.ok("prepare", "extract")
+    features = Features.open(CACHE)
+    for tile in range(len(features.tiles)):
+        assert len(features.tokens("last", tile)) == features.size(tile) <= 16
+    assert len(features.tiles_of("train")) > len(features.tiles_of("val")) >= 3 * 4
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments], env=environment, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(pattern: str, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(Path("data").glob(pattern))) < count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.002)
+
+
+def test_killed_and_restarted_gives_the_same_bytes(project: Project) -> None:
+    project.set("extract.shard_tokens", 48)
+    project.set("extract.max_patches", 48)
+    project.ok("prepare", "extract")
+    expected = tree_bytes(CACHE)
+    shutil.rmtree(CACHE)
+    process = start("stages.extract")
+    wait_for(".work/features.zarr-*/done/*.json", 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not CACHE.exists()
+    (work,) = Path("data/.work").glob("features.zarr-*[0-9a-f]")
+    finished = {path.stem for path in (work / "done").iterdir()}
+    assert 2 <= len(finished) < 9
+    torn = work / "features.zarr/block_00/c" / min(finished) / "0"
+    os.truncate(torn, torn.stat().st_size // 2)  # a shard that only looks finished
+    (work / "features.zarr/block_00/c/8/0.partial").parent.mkdir(parents=True, exist_ok=True)
+    (work / "features.zarr/block_00/c/8/0.partial").write_bytes(b"left by a kill")
+    result = project.run("extract")
+    assert result.exit_code == 0, result.output
+    assert f"resumed: {len(finished) - 1} of 9 shards were finished" in result.output
+    assert tree_bytes(CACHE) == expected
+    assert not list(Path("data/.work").glob("features.zarr-*"))
+
+
+def test_other_parameters_never_meet_old_shards(project: Project) -> None:
+    project.ok("prepare", "extract")
+    first = json.loads((CACHE / "manifest.json").read_text())["fingerprint"]
+    project.set("extract.final_norm", ["first", "last"])
+    project.ok("extract")
+    second = json.loads((CACHE / "manifest.json").read_text())["fingerprint"]
+    Image.new("RGB", (128, 96), "navy").save("photos/images/train/000.jpg")
+    project.ok("prepare", "extract")
+    third = json.loads((CACHE / "manifest.json").read_text())["fingerprint"]
+    assert len({first, second, third}) == 3
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "local"])
+def test_every_scheduler_writes_the_same_bytes(project: Project, scheduler: str) -> None:
+    project.ok("prepare", "extract")
+    expected = tree_bytes(CACHE)
+    project.set("compute.scheduler", scheduler)
+    project.ok("extract")
+    assert tree_bytes(CACHE) == expected
+
+
+def test_a_flipped_bit_and_a_truncated_shard_are_found(project: Project) -> None:
+    project.ok("prepare", "extract")
+    shard = CACHE / "block_00/c/0/0"
+    whole = bytearray(shard.read_bytes())
+    whole[100] ^= 4
+    shard.write_bytes(whole)
+    project.set("graph.level", "first")
+    project.fails("graph", "a shard of block_00 is damaged", "delete data/features.zarr")
+    os.truncate(shard, 1000)
+    project.fails("graph", "a shard of block_00 is damaged", "dvc repro extract")
+    shard.unlink()
+    project.fails("graph", "block_00 has NaN or infinite values, or a missing shard, at tile 0")
+
+
+def test_an_incomplete_cache_is_refused(project: Project) -> None:
+    project.ok("prepare")
+    project.fails("graph", "the feature cache data/features.zarr is missing", "eigenseg extract")
+    project.ok("extract")
+    (CACHE / "manifest.json").unlink()
+    project.fails("graph", "is incomplete (no manifest)")
+
+
+def test_nan_features_name_the_image(project: Project, weights: Path, tmp_path: Path) -> None:
+    project.ok("prepare")
+    state = load_file(weights)
+    state["norm.weight"] = torch.full_like(state["norm.weight"], torch.nan)
+    save_file(state, tmp_path / "nan.safetensors")
+    project.set("backbones.tiny.weights", "nan.safetensors")
+    project.fails("extract", "photos/images/train/000.jpg", "are NaN or beyond float16")
+
+
+def test_bad_weights_are_explained(project: Project, weights: Path, tmp_path: Path) -> None:
+    project.ok("prepare")
+    project.set("backbones.tiny.weights", "absent.safetensors")
+    project.fails("extract", "absent.safetensors does not exist", "backbones.<name>.weights")
+    state = load_file(weights)
+    state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"][:8].clone()
+    save_file(state, tmp_path / "cut.safetensors")
+    project.set("backbones.tiny.weights", "cut.safetensors")
+    project.fails("extract", "cut.safetensors does not fit test_vit", "qkv")
+    Path("torn.safetensors").write_bytes(weights.read_bytes()[:5000])
+    project.set("backbones.tiny.weights", "torn.safetensors")
+    project.fails("extract", "torn.safetensors does not fit test_vit or is damaged")
+    project.set("backbones.tiny.model", "vit_smal_patch14_dinov2")
+    project.fails("extract", "has no model 'vit_smal_patch14_dinov2'; near it: vit_small_patch14")
+    project.set("backbones.tiny.model", "resnet18")
+    project.fails("extract", "resnet18")
+
+
+def test_a_hub_out_of_reach_is_explained(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("We couldn't connect to the hub")
+
+    project.ok("prepare")
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    project.set("backbones.tiny.weights", None)
+    project.fails("extract", "could not be fetched from the model hub", "name the file in")
+
+
+def test_blocks_beyond_the_model_and_levels_beyond_the_cache(project: Project) -> None:
+    project.ok("prepare")
+    project.set("extract.blocks", ["first", 40])
+    project.fails("extract", "extract.blocks and extract.final_norm must lie in 0..", "[40]")
+    project.set("extract.blocks", ["first", "last"])
+    project.ok("extract")
+    project.set("graph.level", "middle")
+    project.fails("graph", "holds the levels", "not middle", "extract.blocks")
+
+
+def test_a_full_disk_keeps_what_was_finished(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cache import features
+
+    project.set("extract.shard_tokens", 96)
+    project.set("extract.max_patches", 96)
+    project.ok("prepare")
+    write, calls = features.write_shard, []
+
+    def full(folder: Path, done: Path, shard: int, arrays: dict) -> None:
+        calls.append(shard)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device", str(folder))
+        write(folder, done, shard, arrays)
+
+    monkeypatch.setattr(features, "write_shard", full)
+    project.fails("extract", "the disk is full", "Finished parts are kept")
+    monkeypatch.setattr(features, "write_shard", write)
+    assert "resumed: 2 of 5 shards were finished" in project.run("extract").output
+
+
+def test_two_processes_never_share_a_work_folder(project: Project) -> None:
+    from cache.artefact import work_folder
+
+    with work_folder("data/x", "abc"), pytest.raises(ValueError, match="by another process"):
+        with work_folder("data/x", "abc"):
+            pass

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.head import Head, initialise, linear_attention
+
+
+def made_head(seed: int = 0, clusters: int = 12, width: int | None = None) -> Head:
+    head = Head([8, 4, 12], clusters, width, 2, 8, 20, level_norm=True)
+    initialise(head, torch.Generator().manual_seed(seed))
+    return head
+
+
+def random_tokens(n: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, 24, generator=torch.Generator().manual_seed(seed))
+
+
+def gram_error(head: Head) -> float:
+    weight = head.last.weight.detach()
+    small = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    return float((small - torch.eye(len(small))).abs().max())
+
+
+def test_linear_attention_is_the_naive_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 7, 4, generator=generator, dtype=torch.float64)
+    out = linear_attention(q, k, v)
+    for head in range(2):
+        queries = [[math.exp(x) for x in row] for row in q[head].tolist()]
+        keys = [[math.exp(x) for x in row] for row in k[head].tolist()]
+        for i in range(7):
+            for d in range(4):
+                expected = 0.0
+                for j in range(7):
+                    for c in range(4):
+                        key = keys[j][c] / sum(keys[m][c] for m in range(7))
+                        query = queries[i][c] / sum(queries[i]) / math.sqrt(4)
+                        expected += query * key * float(v[head, j, d])
+                assert float(out[head, i, d]) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("width", [None, 16])
+def test_shapes(width: int | None) -> None:
+    head = made_head(width=width)
+    features, logits = head(random_tokens(30), [10, 10, 10])
+    assert features.shape == (30, width or 24)
+    assert logits.shape == (30, 12)
+    assert features.dtype == logits.dtype == torch.float32
+    torch.testing.assert_close(head.features(random_tokens(30), [10, 10, 10]), features)
+    torch.testing.assert_close(features @ head.last.weight.T, logits)
+    # The paper's 3C has no projection; features leave a LayerNorm that is still the identity.
+    assert (sum("projection" in name for name, _ in head.named_parameters()) == 0) == (not width)
+    torch.testing.assert_close(features.mean(dim=1), torch.zeros(30), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", [[9, 4, 1, 16], [10, 10, 10]])
+def test_tiles_do_not_see_each_other(sizes: list[int]) -> None:
+    head = made_head()
+    for block in head.blocks:  # attention far from its faint initial state
+        torch.nn.init.normal_(block.qkv.weight)
+        torch.nn.init.normal_(block.out.weight)
+    tokens = random_tokens(sum(sizes))
+    together = head(tokens, sizes)[1]
+    alone = [head(tile, [len(tile)])[1] for tile in tokens.split(sizes)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    as_one = head(tokens, [sum(sizes)])[1]
+    assert (as_one - together).abs().max() > 1e-2
+
+
+def test_patches_of_a_tile_see_each_other_and_order_does_not_count() -> None:
+    head = made_head()
+    tokens = random_tokens(12)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(head(tokens[order], [12])[1], head(tokens, [12])[1][order])
+    changed = torch.cat([tokens[:-1], -tokens[-1:]])
+    assert not torch.equal(head(changed, [12])[1][0], head(tokens, [12])[1][0])
+
+
+def test_level_norm_makes_levels_indifferent_to_scale() -> None:
+    tokens = random_tokens(10)
+    scaled = tokens * torch.cat([torch.full((8,), 50.0), torch.ones(16)])
+    head = made_head()
+    torch.testing.assert_close(head(scaled, [10])[1], head(tokens, [10])[1], atol=1e-3, rtol=1e-3)
+    plain = Head([8, 4, 12], 12, None, 2, 8, 20, level_norm=False)
+    initialise(plain, torch.Generator().manual_seed(0))
+    assert (plain(scaled, [10])[1] - plain(tokens, [10])[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("clusters", [12, 24, 40])  # below, at and above the width of 24
+def test_the_last_layer_stays_orthogonal(clusters: int) -> None:
+    head = made_head(clusters=clusters)
+    assert gram_error(head) < 1e-5
+    start = head.last.weight.detach().clone()
+    optimiser = torch.optim.Adam(head.parameters(), lr=0.05)
+    target = random_tokens(20, seed=5)[:, :1]
+    for _ in range(30):
+        optimiser.zero_grad()
+        (head(random_tokens(20), [20])[1] - target).square().mean().backward()
+        optimiser.step()
+    assert (head.last.weight - start).abs().max() > 0.1
+    assert gram_error(head) < 1e-4
+
+
+@pytest.mark.parametrize("clusters", [12, 40])
+def test_state_survives_saving(clusters: int) -> None:
+    head = made_head(clusters=clusters)
+    with torch.no_grad():
+        head.last.parametrizations.weight.original.add_(0.1)  # away from its base point
+    loaded = Head([8, 4, 12], clusters, None, 2, 8, 20, level_norm=True)
+    loaded.load_state_dict(head.state_dict())
+    assert torch.equal(loaded(random_tokens(9), [9])[1], head(random_tokens(9), [9])[1])
+
+
+@pytest.mark.parametrize("clusters", [12, 24, 40])
+def test_the_generator_alone_decides_the_head(clusters: int) -> None:
+    torch.manual_seed(1)
+    first = made_head(seed=7, clusters=clusters)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = Head([8, 4, 12], clusters, None, 2, 8, 20, level_norm=True)
+    after_building = torch.get_rng_state()
+    initialise(second, torch.Generator().manual_seed(7))
+    assert torch.equal(torch.get_rng_state(), after_building)
+    assert not torch.equal(state, after_building)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    other = made_head(seed=8, clusters=clusters)
+    assert not torch.equal(first.last.weight, other.last.weight)
+
+
+def test_initial_values() -> None:
+    head = Head([96, 96, 96], 32, None, 1, 32, 64, level_norm=False)
+    initialise(head, torch.Generator().manual_seed(0))
+    weight = head.blocks[0].qkv.weight.detach()
+    assert float(weight.std()) == pytest.approx(0.02, rel=0.02)
+    for name, value in head.named_parameters():
+        if name.endswith("bias"):
+            assert not value.any(), name
+
+
+def test_width_must_be_a_multiple_of_head_dim() -> None:
+    text = r"found width 100 and head_dim 64: change `head.width` .* or `head.head_dim`"
+    with pytest.raises(ValueError, match=text):
+        Head([384, 384], 16, 100, 2, 64, 32, level_norm=True)
+    with pytest.raises(ValueError, match="found width 24 and head_dim 64"):
+        Head([8, 16], 16, None, 2, 64, 32, level_norm=True)
+
+
+@pytest.mark.parametrize(("shape", "sizes"), [((10, 23), [10]), ((10, 24), [5, 4])])
+def test_tokens_must_fit(shape: tuple[int, int], sizes: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"tokens must be .* levels of \[8, 4, 12\] channels"):
+        made_head()(torch.zeros(shape), sizes)

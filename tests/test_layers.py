@@ -1,0 +1,148 @@
+"""The three layers, kept: imports only downwards, labels only in evaluation, deps complete."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+
+LAYERS = ("cache", "pipeline", "stages")
+STAGES = ("prepare", "extract", "graph", "train", "segment", "eval", "report")
+MODULES = sorted(p for layer in LAYERS for p in (REPOSITORY / layer).glob("*.py"))
+
+
+def name(path: Path) -> str:
+    relative = path.relative_to(REPOSITORY)
+    return relative.as_posix()
+
+
+def imported(path: Path) -> set[Path]:
+    """Files of this project that a module imports, anywhere in it; packages' own files too."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for module in modules:
+            file = REPOSITORY / (module.replace(".", "/") + ".py")
+            package = REPOSITORY / module.replace(".", "/") / "__init__.py"
+            found |= {p for p in (file, package) if p.is_file() and p.parent.parent == REPOSITORY}
+    return found | {p.parent / "__init__.py" for p in found}
+
+
+def closure(path: Path) -> set[Path]:
+    """The module, all that it imports, and so on."""
+    found: set[Path] = set()
+    waiting = [path, path.parent / "__init__.py"]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += imported(module)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_imports_go_downwards_only(path: Path) -> None:
+    layer = path.parent.name
+    allowed = {"pipeline": {"pipeline"}, "cache": {"cache"}}.get(layer, {"cache", "pipeline"})
+    for other in imported(path) - {REPOSITORY / "stages/__init__.py"}:
+        assert other.parent.name in allowed, f"{name(path)} must not import {name(other)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_numerics_touch_no_disk_and_no_configuration(path: Path) -> None:
+    roots = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            roots.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "open" or path.parent.name != "pipeline"
+    if path.parent.name == "pipeline":
+        assert not roots & {"click", "h5py", "os", "pathlib", "pydantic", "yaml", "zarr"}
+    if path.parent.name == "cache":
+        assert "click" not in roots
+    if path.parent.name == "stages":
+        assert not roots & {"h5py", "zarr", "yaml", "pydantic"}
+
+
+@pytest.mark.parametrize("stage", ["extract", "graph", "train", "segment"])
+def test_labels_are_out_of_reach_before_evaluation(stage: str) -> None:
+    files = {name(path) for path in closure(REPOSITORY / f"stages/{stage}.py")}
+    assert "cache/labels.py" not in files and "pipeline/evaluation.py" not in files
+
+
+def test_only_the_labels_module_opens_labels() -> None:
+    users = {name(path) for path in MODULES if REPOSITORY / "cache/labels.py" in imported(path)}
+    assert users == {"stages/prepare.py", "stages/eval.py", "stages/report.py"}
+    # prepare may check label files; it must not see what is in them.
+    assert "read_label(" not in (REPOSITORY / "stages/prepare.py").read_text()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_in_dvc_equal_the_import_closure(stage: str) -> None:
+    declared = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    code = {path for path in declared if path.split("/")[0] in LAYERS}
+    needed = {name(path) for path in closure(REPOSITORY / f"stages/{stage}.py")}
+    if "cache/report.py" in needed:
+        needed.add("cache/report.html")
+    assert code == needed
+
+
+def test_cache_holds_only_code() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "cache"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert listed and {Path(path).suffix for path in listed} <= {".py", ".html"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_files_and_functions_stay_small(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            body = [child for child in node.body if not isinstance(child, ast.Expr)]
+            start = body[0].lineno if body else node.lineno
+            assert (node.end_lineno or 0) - start < 42, f"{name(path)}: {node.name} is long"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["prepare", "--help"]])
+def test_the_command_line_answers(command: list[str]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "stages", *command], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, stages; from click.testing import CliRunner; "
+        "r = CliRunner().invoke(stages.main, ['--help']); assert 'extract' in r.output; "
+        "print(*{m.split('.')[0] for m in sys.modules})"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "zarr", "timm", "faiss", "numpy"} & set(run.stdout.split())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_says_what_it_reads_and_writes(stage: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}", "--help"],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "Reads" in run.stdout and "rites" in run.stdout and "data/" in run.stdout

@@ -1,0 +1,83 @@
+"""params.yaml: strict, all faults at once, dotted keys, valid values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cache import params
+from cache.errors import InputError
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture
+def tree() -> dict:
+    return yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+
+
+def load(folder: Path, tree: dict) -> params.Params:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return params.load(path)
+
+
+def test_the_shipped_file_is_valid_and_names_every_key(tree: dict) -> None:
+    chosen = params.load(REPOSITORY / "params.yaml")
+    assert chosen.model_dump() == tree
+    assert chosen.data == chosen.datasets[chosen.dataset]
+
+
+def test_all_faults_are_reported_with_their_dotted_keys(tmp_path: Path, tree: dict) -> None:
+    tree["graph"]["alhpa"] = 0.1
+    tree["graph"]["pixel"][0]["width"] = 2.0
+    tree["train"]["lr"] = -1.0
+    tree["extract"]["precision"] = "float8"
+    tree["head"]["width"] = 3.5
+    del tree["seed"]
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, tree)
+    text = str(caught.value)
+    assert "graph.alhpa: unknown key; valid here: level, scope, group_images" in text
+    assert "graph.pixel.0.width: unknown key; valid here: k, weight" in text
+    assert "train.lr: Input should be greater than 0, found -1.0" in text
+    assert "extract.precision: Input should be 'auto', 'float32' or 'bfloat16'" in text
+    assert "head.width: Input should be a valid integer, found 3.5" in text
+    assert "seed: missing" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("dataset", "camvd", "dataset: 'camvd' is not one of camvid, voc_animals, own"),
+        ("backbone", "dino", "backbone: 'dino' is not one of dinov2_s14"),
+        ("clusters", 1, "clusters: Input should be greater than or equal to 2, found 1"),
+        ("clusters", "256", "clusters: Input should be a valid integer, found '256'"),
+    ],
+)
+def test_names_and_ranges(tmp_path: Path, tree: dict, key: str, value: object, text: str) -> None:
+    tree[key] = value
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, tree)
+    assert text in str(caught.value)
+
+
+def test_windows_and_shards_must_fit_together(tmp_path: Path, tree: dict) -> None:
+    tree["extract"].update(window=100, stride=200)
+    with pytest.raises(InputError, match=r"extract: stride \(200\) must not exceed window"):
+        load(tmp_path, tree)
+    tree["extract"].update(stride=None)
+    with pytest.raises(InputError, match="window and stride are set together or both null"):
+        load(tmp_path, tree)
+    tree["extract"].update(window=None, shard_tokens=10)
+    with pytest.raises(InputError, match="must hold at least one tile"):
+        load(tmp_path, tree)
+
+
+def test_missing_or_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is missing: run the command in the project's folder"):
+        params.load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match="is not valid YAML"):
+        params.load(tmp_path / "params.yaml")

@@ -1,0 +1,251 @@
+"""The whole pipeline on a handful of small images, and its behaviour under kills and bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cache.features import Features
+from cache.graphs import Graphs
+from cache.index import read_index
+from cache.segments import Segments
+from pipeline.graph import pixel_edges
+from stages import train
+from tests.conftest import REPOSITORY, Project, tree_bytes
+
+STAGES = ("prepare", "extract", "graph", "train", "segment", "eval", "report")
+PREDICTORS = ("ours", "ours_kmeans", "kmeans")
+MATCHINGS = ("majority_iou", "majority_count", "hungarian")
+
+
+def test_from_photos_to_report(project: Project) -> None:
+    project.ok(*STAGES)
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    assert set(metrics) == set(PREDICTORS)
+    for entry in metrics.values():
+        assert entry["k"] == 6 and 1 <= entry["clusters_used"] <= 6
+        for matching in MATCHINGS:
+            for origin in ("oracle", "train"):
+                assert set(entry[matching][origin]) == {"miou", "accuracy", "classes_covered"}
+    # Even random weights tell these flat colours apart much better than one cluster would.
+    assert metrics["kmeans"]["majority_iou"]["oracle"]["accuracy"] > 60
+    with Segments.open("data/segments.h5") as segments:
+        for row in read_index("data/index.csv"):
+            found = segments.read("ours", row.id)
+            assert found.shape == (row.height, row.width) and found.max() < 6
+    with open("results/curve.csv", newline="") as file:
+        curve = list(csv.DictReader(file))
+    assert len(curve) == 3 * 2
+    assert float(curve[0]["tau"]) == 1.0
+    assert Path("results/report/index.html").is_file()
+    assert not list(Path("data/.work").iterdir())
+
+
+def test_same_seed_same_numbers_other_seed_others(project: Project) -> None:
+    project.ok("prepare", "extract", "graph", "train")
+    first = tree_bytes(Path("data/head"))
+    graph = Path("data/graph.h5").read_bytes()
+    project.ok("graph", "train")
+    assert Path("data/graph.h5").read_bytes() == graph
+    assert tree_bytes(Path("data/head")) == first
+    project.set("seed", 1)
+    project.ok("train")
+    assert tree_bytes(Path("data/head"))["head.safetensors"] != first["head.safetensors"]
+
+
+def test_without_labels_all_stages_succeed(project: Project) -> None:
+    shutil.rmtree("photos/labels")
+    (Path("photos") / "classes.txt").unlink()
+    project.ok(*STAGES[:-2])
+    result = project.run("eval")
+    assert result.exit_code == 0 and "no labels" in result.output
+    assert json.loads(Path("results/metrics.json").read_text())["ours"]["k"] == 6
+    project.ok("report")
+
+
+def test_groups_hold_whole_images_and_every_one_once(project: Project) -> None:
+    project.set("extract.window", 64)
+    project.set("extract.stride", 48)
+    project.ok("prepare", "extract", "graph")
+    features = Features.open("data/features.zarr")
+    tiles = features.tiles_of("train")
+    with Graphs.open("data/graph.h5") as graphs:
+        partitions = []
+        for round_ in range(2):
+            groups = [graphs.group(round_, g).tiles for g in range(graphs.manifest["groups"])]
+            assert sorted(np.concatenate(groups)) == sorted(tiles)
+            owners = [set(features.tiles["image"][group].tolist()) for group in groups]
+            assert len(owners) == 2 and not owners[0] & owners[1]
+            partitions.append(owners)
+        assert partitions[0] != partitions[1]
+        tile = int(tiles[3])
+        row = features.tiles[tile]
+        grid = int(row["grid_h"]), int(row["grid_w"])
+        expected = pixel_edges(features.rgb(tile), *grid, [(10, 2.0), (5, 0.1)])
+        for found, wanted in zip(graphs.pixel_graph(tile), expected, strict=True):
+            assert np.array_equal(found, wanted)
+
+
+def test_group_graph_equals_brute_force(project: Project) -> None:
+    project.ok("prepare", "extract", "graph")
+    features = Features.open("data/features.zarr")
+    with Graphs.open("data/graph.h5") as graphs:
+        group = graphs.group(1, 0)
+    rows = np.concatenate([features.tokens("last", t) for t in group.tiles]).astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -np.inf)
+    k = round(0.1 * len(rows))
+    assert group.indices.shape == (len(rows), k)
+    best = -np.sort(-cosines, axis=1)[:, :k]
+    assert np.abs(np.take_along_axis(cosines, group.indices, axis=1) - best).max() < 1e-5
+    assert np.abs(group.similarities - best).max() < 1e-3  # stored as float16
+
+
+def start(stage: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+
+
+def kill_when(pattern: str, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(Path("data/.work").glob(pattern))) < count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("stage", "out", "pattern", "count"),
+    [
+        ("graph", "data/graph.h5", "*/part-group-*.h5", 1),
+        ("train", "data/head", "*/checkpoint.safetensors", 1),
+        ("segment", "data/segments.h5", "*/part-*.h5", 1),
+    ],
+)
+def test_killed_stages_go_on_and_end_the_same(
+    project: Project, stage: str, out: str, pattern: str, count: int
+) -> None:
+    project.set("graph.rounds", 20)
+    project.set("train.epochs", 30)
+    project.ok("prepare", "extract", "graph", "train")
+    if stage == "segment":
+        project.ok("segment")
+    path = Path(out)
+    expected = tree_bytes(path) if path.is_dir() else path.read_bytes()
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    kill_when(pattern, count, start(stage))
+    assert not path.exists()
+    result = project.run(stage)
+    assert result.exit_code == 0, result.output
+    assert "resumed" in result.output
+    assert (tree_bytes(path) if path.is_dir() else path.read_bytes()) == expected
+
+
+def test_k_larger_than_the_graph(project: Project) -> None:
+    project.ok("prepare", "extract")
+    project.set("graph.k", 5000)
+    project.fails("graph", "k = 5000 for n = 144 patches", "lower `graph.k`")
+
+
+def test_more_clusters_than_patches(project: Project) -> None:
+    project.ok("prepare", "extract", "graph")
+    project.set("clusters", 1000)
+    project.fails("train", "clusters (1000)", "training patches (288)", "lower `clusters`")
+
+
+def test_a_graph_of_another_cache_is_refused(project: Project) -> None:
+    project.ok("prepare", "extract", "graph", "train")
+    project.set("extract.short_side", 80)
+    project.ok("extract")
+    project.fails("train", "was made from another feature cache", "dvc repro graph")
+    project.ok("graph")
+    project.fails("segment", "data/head", "another", "train")
+
+
+def test_damaged_hdf5_files_are_refused(project: Project) -> None:
+    project.ok("prepare", "extract")
+    project.fails("train", "data/graph.h5", "eigenseg graph")
+    project.ok("graph")
+    whole = Path("data/graph.h5").read_bytes()
+    Path("data/graph.h5").write_bytes(whole[: len(whole) // 2])
+    project.fails("train", "data/graph.h5", "graph")
+    with h5py.File("data/graph.h5", "w") as file:
+        file.create_group("groups")
+    project.fails("train", "data/graph.h5", "graph")
+    Path("data/graph.h5").write_bytes(whole)
+    with h5py.File("data/graph.h5", "r") as file:
+        chunk = file["groups/0/0/indices"].id.get_chunk_info(0)
+    spoilt = bytearray(whole)
+    spoilt[chunk.byte_offset + 7] ^= 1
+    Path("data/graph.h5").write_bytes(spoilt)
+    project.fails("train", "data/graph.h5", "indices")
+
+
+def test_nan_in_the_cache_stops_the_training(project: Project) -> None:
+    import zarr
+
+    project.ok("prepare", "extract", "graph")
+    array = zarr.open_array("data/features.zarr/block_00", mode="r+")
+    values = array[:]
+    values[5] = np.nan
+    array[:] = values
+    project.fails("train", "block_00 has NaN or infinite values", "at tile 0")
+
+
+def test_a_diverging_loss_keeps_the_last_good_checkpoint(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.ok("prepare", "extract", "graph")
+    step, calls = train.train_step, []
+
+    def diverging(head: torch.nn.Module, *args: object, **kwargs: object) -> dict:
+        calls.append(1)
+        if len(calls) == 4:  # the second step of the second epoch
+            with torch.no_grad():
+                next(head.parameters()).fill_(torch.nan)
+        return step(head, *args, **kwargs)
+
+    monkeypatch.setattr(train, "train_step", diverging)
+    project.fails("train", "the loss must stay finite", "lower `train.lr`")
+    assert not Path("data/head").exists()
+    (checkpoint,) = Path("data/.work").glob("head-*/checkpoint.safetensors")
+    state = load_file(checkpoint)
+    assert all(torch.isfinite(values).all() for values in state.values() if values.is_floating_point())
+    monkeypatch.setattr(train, "train_step", step)
+    assert "resumed: 1 epochs were finished" in project.run("train").output
+
+
+def test_a_checkpoint_of_a_head_with_other_shapes_is_refused(project: Project) -> None:
+    project.ok("prepare", "extract", "graph", "train")
+    path = Path("data/head/head.safetensors")
+    state = load_file(path)
+    state["norm.weight"] = state["norm.weight"][:8].clone()
+    save_file(state, path)
+    project.fails("segment", "data/head")
+
+
+def test_alpha_and_depth_reach_the_training(project: Project) -> None:
+    project.ok("prepare", "extract", "graph", "train")
+    first = tree_bytes(Path("data/head"))["head.safetensors"]
+    for key, value in (("graph.alpha", 0.0), ("head.width", None), ("head.level_norm", True)):
+        project.set(key, value)
+        project.ok("train")
+        other = tree_bytes(Path("data/head"))["head.safetensors"]
+        assert other != first
+        first = other

@@ -1,0 +1,357 @@
+"""The stages eval and report on drawn scenes: files, values, and a page that stands alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cache import parts, results
+from cache.index import read_index
+from cache.report import encode
+from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
+from pipeline.colours import NEUTRAL, blend, class_colours, colour, eigenfunction_image, palette
+from pipeline.evaluation import MATCHINGS
+from tests.conftest import Project
+
+K = 6
+
+
+def clusters_of(label: np.ndarray, predictor: str, number: int) -> np.ndarray:
+    """Cluster maps with known flaws: `ours` splits class 1 in two, `kmeans` also takes 3 for 2."""
+    clusters = label.astype(np.uint16)
+    clusters[(label == 1) & (np.arange(label.shape[1]) % 2 == 0)] = 4
+    if predictor == "kmeans" or (predictor == "ours_kmeans" and number % 2):
+        clusters[label == 3] = 2
+    return clusters
+
+
+@pytest.fixture
+def scored(project: Project) -> Project:
+    """A project as the segment stage leaves it, with made-up label maps."""
+    project.ok("prepare")
+    write_made_up(project)
+    return project
+
+
+def write_made_up(project: Project) -> None:
+    maps = []
+    for row in read_index("data/index.csv"):
+        path = project.folder / "photos" / "labels" / row.split / f"{row.stem}.png"
+        label = np.asarray(Image.open(path)) if path.exists() else np.zeros((96, 128), np.uint8)
+        ids = {name: clusters_of(label, name, row.id) for name in PREDICTORS}
+        functions = np.random.default_rng(row.id).normal(size=(5, 6, 8))
+        maps.append(ImageMaps(row.id, ids, functions))
+    clusters = dict.fromkeys(PREDICTORS, K)
+    write_maps("data", "all", maps, clusters)
+    images = [found.image for found in maps]
+    manifest = {"format": FORMAT, "head": "a1b2", "clusters": clusters, "images": images}
+    parts.assemble("data", ["all"], "data/segments.h5", manifest)
+    Path("results").mkdir(exist_ok=True)
+    Path("results/curve.csv").write_text("step,loss,clusters\n0,1.5,3\n1,-2.25,4\n2,-3.0,5\n")
+
+
+def read_json(name: str) -> dict:
+    return json.loads(Path("results", name).read_text())
+
+
+def test_metrics_have_the_fixed_shape(scored: Project) -> None:
+    scored.ok("eval")
+    metrics = read_json("metrics.json")
+    assert list(metrics) == list(PREDICTORS)
+    for entry in metrics.values():
+        assert list(entry) == ["k", "clusters_used", *MATCHINGS]
+        assert type(entry["k"]) is int and type(entry["clusters_used"]) is int
+        for matching in MATCHINGS:
+            assert list(entry[matching]) == ["oracle", "train"]
+            for score in entry[matching].values():
+                assert list(score) == ["miou", "accuracy", "classes_covered"]
+                assert [type(value) for value in score.values()] == [float, float, int]
+    assert metrics["ours"]["clusters_used"] == 5
+    assert metrics["kmeans"]["clusters_used"] == 4
+
+
+def test_scores_are_what_the_made_up_maps_deserve(scored: Project) -> None:
+    scored.ok("eval")
+    metrics = read_json("metrics.json")
+    perfect = {"miou": 100.0, "accuracy": 100.0, "classes_covered": 4}
+    assert metrics["ours"]["majority_iou"] == {"oracle": perfect, "train": perfect}
+    assert metrics["ours"]["majority_count"]["train"] == perfect
+    # One-to-one, the two halves of class 1 cannot both be matched.
+    pixels = np.concatenate([label.ravel() for label in labels_of(scored, "val")])
+    half = np.count_nonzero(pixels == 1) / 2
+    found = metrics["ours"]["hungarian"]["oracle"]
+    assert found["accuracy"] == pytest.approx(100 * (1 - half / pixels.size))
+    assert found["miou"] == pytest.approx(87.5)
+    # Class 3 lies in cluster 2: missed, and a false claim of class 2.
+    found = metrics["kmeans"]["majority_count"]["oracle"]
+    two, three = np.count_nonzero(pixels == 2), np.count_nonzero(pixels == 3)
+    assert found["miou"] == pytest.approx(100 * (2 + two / (two + three)) / 4)
+    assert found["classes_covered"] == 3
+
+
+def labels_of(project: Project, split: str) -> list[np.ndarray]:
+    folder = project.folder / "photos" / "labels" / split
+    return [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
+
+
+def test_the_train_mapping_is_fitted_on_training_labels_alone(scored: Project) -> None:
+    scored.ok("eval")
+    before = read_json("metrics.json"), read_json("mapping.json")
+    assert before[1]["fitted_on"] == "train"
+    for path in (scored.folder / "photos" / "labels" / "val").iterdir():
+        # Classes 0 and 1 change places in the evaluation split.
+        label = np.asarray(Image.open(path))
+        Image.fromarray(np.choose(label, [1, 0, 2, 3]).astype(np.uint8)).save(path)
+    scored.ok("prepare", "eval")
+    after = read_json("metrics.json"), read_json("mapping.json")
+    assert after[1] == before[1]
+    assert after[0]["ours"]["majority_iou"]["oracle"]["miou"] == 100.0
+    assert after[0]["ours"]["majority_iou"]["train"]["miou"] == 50.0
+
+
+def test_counts_alone_give_every_pixel(scored: Project) -> None:
+    scored.ok("eval")
+    classes, counts = results.read_counts("results/counts.json")
+    assert classes == ["sky", "meadow", "road", "box"]
+    for name in PREDICTORS:
+        assert {split: table.shape for split, table in counts[name].items()} == {
+            "train": (K, 4),
+            "val": (K, 4),
+        }
+        for split in ("train", "val"):
+            pixels = np.concatenate([label.ravel() for label in labels_of(scored, split)])
+            np.testing.assert_array_equal(counts[name][split].sum(0), np.bincount(pixels))
+
+
+def test_the_mapping_names_clusters(scored: Project) -> None:
+    scored.ok("eval")
+    mapping = results.read_mapping("results/mapping.json")
+    assert mapping.head == "a1b2"
+    assert mapping.classes == ["sky", "meadow", "road", "box"]
+    assert mapping.clusters["ours"]["majority_iou"].tolist() == [0, 1, 2, 3, 1, -1]
+    assert set(mapping.clusters["kmeans"]) == set(MATCHINGS)
+
+
+def test_per_class_ious_average_to_the_miou(scored: Project) -> None:
+    scored.ok("eval")
+    metrics = read_json("metrics.json")
+    with open("results/per_class.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["predictor", "matching", "mapping", "class", "iou"]
+    assert len(rows) == len(PREDICTORS) * len(MATCHINGS) * 2 * 4
+    for name in PREDICTORS:
+        ious = [
+            float(row["iou"])
+            for row in rows
+            if (row["predictor"], row["matching"], row["mapping"]) == (name, "hungarian", "train")
+        ]
+        assert np.mean(ious) == pytest.approx(metrics[name]["hungarian"]["train"]["miou"])
+
+
+def test_the_printed_table_says_what_is_an_oracle(scored: Project) -> None:
+    output = scored.run("eval").output
+    assert re.search(r"ours\b.*5/6.*majority_iou.*100\.0/100\.0 \(4\).*100\.0/100\.0 \(4\)", output)
+    assert "oracle: mapping fitted on the labels of val, the ones scored here." in output
+    assert "train: mapping fitted on the labels of train only." in output
+
+
+def test_eval_without_training_labels_reports_the_oracle_alone(scored: Project) -> None:
+    (scored.folder / "photos/labels/train").rename(scored.folder / "unused")
+    scored.ok("prepare", "eval", "report")
+    assert list(read_json("metrics.json")["ours"]["hungarian"]) == ["oracle"]
+    assert read_json("mapping.json")["fitted_on"] == "val"
+    page = Path("results/report/index.html").read_text()
+    assert "fitted on the labels of val, which are also the ones scored: an oracle" in page
+
+
+def test_one_split_for_both_has_no_train_mapping(scored: Project) -> None:
+    scored.set("datasets.tiny", {"root": "photos", "train": "val", "eval": "val"})
+    scored.ok("eval")
+    assert list(read_json("metrics.json")["ours"]["majority_iou"]) == ["oracle"]
+
+
+def test_labels_of_the_training_split_alone_still_name_clusters(scored: Project) -> None:
+    (scored.folder / "photos/labels/val").rename(scored.folder / "unused")
+    scored.ok("prepare", "eval", "report")
+    assert read_json("metrics.json")["ours"] == {"k": K, "clusters_used": 5}
+    assert read_json("mapping.json")["clusters"]["ours"]["hungarian"][0] == 0
+
+
+def test_eval_and_report_without_any_labels(scored: Project) -> None:
+    (scored.folder / "photos/labels").rename(scored.folder / "unused")
+    scored.ok("prepare")
+    result = scored.run("eval")
+    assert result.exit_code == 0, result.output
+    assert "The split val has no labels: there is nothing to score." in result.output
+    assert read_json("metrics.json") == {
+        name: {"k": K, "clusters_used": used}
+        for name, used in zip(PREDICTORS, (5, 5, 4), strict=True)
+    }
+    assert read_json("counts.json")["classes"] == []
+    assert read_json("mapping.json") == {
+        "head": "a1b2",
+        "fitted_on": None,
+        "classes": [],
+        "clusters": {},
+    }
+    scored.ok("report")
+    page = Path("results/report/index.html").read_text()
+    assert "nothing to score" in page and "ground truth" not in page
+    assert not list(Path("results/report").glob("confusion*"))
+
+
+def test_ignored_pixels_are_not_scored_but_their_clusters_are_in_use(scored: Project) -> None:
+    for path in (scored.folder / "photos" / "labels" / "val").iterdir():
+        label = np.asarray(Image.open(path))
+        Image.fromarray(np.where(label == 3, 255, label).astype(np.uint8)).save(path)
+    scored.ok("prepare", "eval")
+    found = read_json("metrics.json")["kmeans"]
+    assert found["majority_iou"]["oracle"]["miou"] == 100.0
+    assert read_json("metrics.json")["ours"]["clusters_used"] == 5
+
+
+def test_a_label_map_of_another_size_is_an_error(scored: Project) -> None:
+    for kind, split in (("images", "val"), ("labels", "val")):
+        path = sorted((scored.folder / "photos" / kind / split).iterdir())[0]
+        Image.open(path).crop((0, 0, 128, 90)).save(path)
+    scored.ok("prepare")
+    scored.fails(
+        "eval", "000.png: label and label map must have one size", "(90, 128)", "(96, 128)"
+    )
+    assert not Path("results/metrics.json").exists()
+
+
+def test_a_label_edited_after_prepare_is_an_error(scored: Project) -> None:
+    path = scored.folder / "photos" / "labels" / "val" / "001.png"
+    Image.fromarray(np.zeros((96, 128), dtype=np.uint8)).save(path)
+    scored.fails("eval", "001.png has changed since it was checked: run prepare again.")
+
+
+def test_missing_label_maps_are_an_error(scored: Project) -> None:
+    Image.new("RGB", (128, 96)).save(scored.folder / "photos/images/val/new.jpg")
+    Image.new("L", (128, 96)).save(scored.folder / "photos/labels/val/new.png")
+    scored.ok("prepare")
+    scored.fails("eval", "1 of 10 lack theirs", "run `eigenseg segment`")
+
+
+def test_report_needs_the_results_first(scored: Project) -> None:
+    scored.fails("report", "mapping.json is missing: run `eigenseg eval`")
+    scored.ok("eval")
+    Path("results/curve.csv").unlink()
+    scored.fails("report", "curve.csv is missing: run `eigenseg train`")
+    assert not Path("results/report").exists()
+
+
+def test_the_page_stands_alone(scored: Project) -> None:
+    scored.ok("eval", "report")
+    page = Path("results/report/index.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    for source in set(sources):
+        page = page.replace(source, "")
+    assert not re.search(r"//|url\(|@import|<script|<link", page)
+
+
+def test_every_picture_is_a_file_that_opens(scored: Project) -> None:
+    scored.ok("eval", "report")
+    pictures = {path.stem: path for path in Path("results/report").glob("*.png")}
+    kinds = ["image", "truth", *PREDICTORS, *(f"psi_{i}" for i in range(5))]
+    expected = {f"gallery_{number:02d}_{kind}" for number in range(2) for kind in kinds}
+    expected |= {"curve_loss", "curve_clusters", "per_class_iou"}
+    expected |= {f"confusion_{name}" for name in PREDICTORS}
+    assert set(pictures) == expected
+    page = Path("results/report/index.html").read_text()
+    assert page.count("<img") == len(expected)
+    for path in pictures.values():
+        with Image.open(path) as image:
+            image.load()
+            assert image.width >= 300
+
+
+def test_the_gallery_shows_predictions_in_the_colours_of_their_classes(scored: Project) -> None:
+    scored.ok("eval", "report")
+
+    def picture(name: str) -> np.ndarray:
+        return np.asarray(Image.open(f"results/report/gallery_00_{name}.png"))
+
+    # `ours` is perfect under its mapping, so its picture is the ground truth's.
+    np.testing.assert_array_equal(picture("ours"), picture("truth"))
+    assert (picture("kmeans") != picture("truth")).any()
+
+
+def test_report_is_made_anew_and_the_same(scored: Project) -> None:
+    scored.ok("eval", "report")
+    before = {path.name: path.read_bytes() for path in Path("results/report").iterdir()}
+    Path("results/report/left_over.png").write_bytes(b"old")
+    scored.ok("report")
+    after = {path.name: path.read_bytes() for path in Path("results/report").iterdir()}
+    assert after == before
+    assert [path.name for path in Path("results").iterdir() if path.name.startswith(".")] == []
+
+
+def test_names_are_escaped_in_the_page(scored: Project) -> None:
+    names = "<b>sky</b>\nmeadow & more\nroad\n$box\n"
+    (scored.folder / "photos/classes.txt").write_text(names)
+    scored.ok("prepare", "eval", "report")
+    page = Path("results/report/index.html").read_text()
+    assert "&lt;b&gt;sky&lt;/b&gt;" in page and "meadow &amp; more" in page
+    assert "<b>sky" not in page
+
+
+def test_stale_results_are_an_error(scored: Project) -> None:
+    scored.ok("eval")
+    mapping = read_json("mapping.json") | {"head": "c3d4"}
+    Path("results/mapping.json").write_text(json.dumps(mapping))
+    scored.fails(
+        "report", "data/segments.h5 holds (a1b2), found those of c3d4: run `eigenseg eval`"
+    )
+
+
+def test_palette_is_stable_distinct_and_leaves_grey_out() -> None:
+    colours = palette(256)
+    assert colours.shape == (256, 3) and colours.dtype == np.uint8
+    assert len(np.unique(colours, axis=0)) == 256
+    np.testing.assert_array_equal(palette(20), colours[:20])
+    assert np.ptp(colours.astype(int), axis=1).min() > 20
+    few = palette(11).astype(int)
+    gaps = np.linalg.norm(few[:, None] - few[None], axis=-1)[~np.eye(11, dtype=bool)]
+    assert gaps.min() > 70
+    assert palette(5000).shape == (5000, 3)
+
+
+def test_pixels_of_no_class_are_grey() -> None:
+    colours = class_colours(3)
+    assert tuple(colours[-1]) == NEUTRAL
+    drawn = colour(np.array([[0, 2, 255]], dtype=np.uint8), colours)
+    np.testing.assert_array_equal(drawn[0], [colours[0], colours[2], NEUTRAL])
+    np.testing.assert_array_equal(colour(np.array([[-1]]), colours)[0, 0], NEUTRAL)
+
+
+def test_eigenfunctions_are_blue_below_and_red_above_their_median() -> None:
+    values = np.array([[-4.0, 0.0, 4.0]], dtype=np.float16)
+    low, middle, high = eigenfunction_image(values)[0].astype(int)
+    assert low[2] > low[0] + 80 and high[0] > high[2] + 80
+    assert np.ptp(middle) < 10
+    np.testing.assert_array_equal(eigenfunction_image(values), eigenfunction_image(values * 3 + 1))
+    assert np.ptp(eigenfunction_image(np.ones((2, 2)))) < 10
+
+
+def test_blend_mixes_and_checks_the_sizes() -> None:
+    image, colours = np.zeros((1, 2, 3), np.uint8), np.full((1, 2, 3), 200, np.uint8)
+    assert blend(image, colours, 0.25).tolist() == [[[50] * 3] * 2]
+    with pytest.raises(ValueError, match=r"found \(1, 2, 3\) and \(2, 1, 3\)"):
+        blend(image, colours.reshape(2, 1, 3), 0.5)
+
+
+def test_encode_resizes() -> None:
+    pixels = np.array([[[255, 0, 0], [0, 0, 255]]], dtype=np.uint8)
+    image = np.asarray(Image.open(io.BytesIO(encode(pixels, 4, 2, smooth=False))))
+    assert image.shape == (2, 4, 3)
+    assert image[0, 1].tolist() == [255, 0, 0] and image[1, 2].tolist() == [0, 0, 255]

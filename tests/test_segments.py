@@ -1,0 +1,295 @@
+"""HDF5 files made from parts, label maps, and the segment stage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import zarr
+
+from cache import heads, parts
+from cache.errors import InputError
+from cache.features import Features
+from cache.segments import ImageMaps, Segments, write_maps
+from pipeline.head import Head
+from pipeline.kmeans import fit, scores
+from pipeline.predictors import Predictors, Window, score_maps
+from tests.conftest import Project
+
+CLUSTERS = {"ours": 300, "ours_kmeans": 256, "kmeans": 4}
+
+
+def write(folder: Path, name: str, **arrays: np.ndarray) -> None:
+    with parts.write_part(folder, name) as file:
+        for key, array in arrays.items():
+            parts.dataset(file, key, array)
+
+
+def flip_byte(path: Path, stored: str) -> None:
+    """Flip one bit in the first chunk of a dataset."""
+    with h5py.File(path, "r") as file:
+        position = file[stored].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_parts_become_one_file(tmp_path: Path) -> None:
+    big = np.arange(500_000, dtype=np.int32)  # several chunks
+    for name, array in (("a", big), ("b", big[::-1])):
+        with parts.write_part(tmp_path, name) as file:
+            parts.dataset(file.create_group(f"shared/{name}"), "values", array)
+            parts.dataset(file.create_group(f"own-{name}"), "empty", array[:0])
+    manifest = {"images": list(range(100_000))}  # longer than HDF5's old limit of 64 KiB
+    parts.assemble(tmp_path, ["a", "b"], tmp_path / "deep" / "out.h5", manifest)
+    file, found = parts.open_complete(tmp_path / "deep" / "out.h5", "graph")
+    with file:
+        assert found == manifest
+        np.testing.assert_array_equal(parts.read(file["shared/a/values"]), big)
+        np.testing.assert_array_equal(parts.read(file["shared/b/values"], 5, 9), big[::-1][5:9])
+        assert parts.read(file["own-b/empty"]).shape == (0,)
+
+
+def test_part_that_fails_midway_is_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), parts.write_part(tmp_path, "a") as file:
+        parts.dataset(file, "x", np.ones(5))
+        raise KeyboardInterrupt
+    assert not parts.finished(tmp_path, "a")
+    with pytest.raises(InputError, match=r"lacks the parts \['a'\]: run the stage again"):
+        parts.assemble(tmp_path, ["a"], tmp_path / "out.h5", {})
+    write(tmp_path, "a", x=np.ones(5))
+    assert parts.finished(tmp_path, "a")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "no mark", "no HDF5", "flip"])
+def test_damaged_part_is_deleted_and_done_again(tmp_path: Path, damage: str) -> None:
+    write(tmp_path, "a", x=np.arange(1000.0))
+    path = tmp_path / "part-a.h5"
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "no HDF5":
+        path.write_bytes(b"nothing")
+    elif damage == "flip":
+        flip_byte(path, "x")
+    else:
+        with h5py.File(path, "a") as file:
+            del file.attrs["complete"]
+    assert not parts.finished(tmp_path, "a")
+    assert not path.exists()
+
+
+def test_file_that_is_missing_or_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "graph.h5"
+    with pytest.raises(InputError, match=r"graph\.h5 is missing: run `eigenseg graph`"):
+        parts.open_complete(path, "graph")
+    with h5py.File(path, "w"):
+        pass
+    way_out = r"delete it and run `eigenseg graph` \(or `dvc repro graph`\) again"
+    with pytest.raises(InputError, match=rf"graph\.h5 is incomplete .*no manifest.*: {way_out}"):
+        parts.open_complete(path, "graph")
+    write(tmp_path, "a", x=np.arange(1000.0))
+    parts.assemble(tmp_path, ["a"], path, {})
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match=rf"graph\.h5 is no whole HDF5 file .*: {way_out}"):
+        parts.open_complete(path, "graph")
+
+
+def image_maps(image: int) -> ImageMaps:
+    rng = np.random.default_rng(image)
+    shape = (31 + image, 17)
+    labels = {name: rng.integers(0, k, shape).astype(np.uint16) for name, k in CLUSTERS.items()}
+    return ImageMaps(image, labels, rng.normal(size=(6, 3, 2)).astype(np.float32))
+
+
+def write_segments(folder: Path, **manifest: object) -> Path:
+    for name, images in (("0", (0, 3)), ("1", (12,))):
+        write_maps(folder, name, (image_maps(image) for image in images), CLUSTERS)
+    facts = {"format": 1, "clusters": CLUSTERS, "images": [0, 3, 12], **manifest}
+    parts.assemble(folder, ["0", "1"], folder / "segments.h5", facts)
+    return folder / "segments.h5"
+
+
+def test_segments_round_trip(tmp_path: Path) -> None:
+    with Segments.open(write_segments(tmp_path)) as store:
+        assert store.images == [0, 3, 12]
+        assert store.clusters == CLUSTERS
+        for image in store.images:
+            expected = image_maps(image)
+            for name in CLUSTERS:
+                found = store.read(name, image)
+                assert found.dtype == np.uint16
+                np.testing.assert_array_equal(found, expected.labels[name])
+            np.testing.assert_array_equal(
+                store.eigenfunctions(image), expected.eigenfunctions.astype(np.float16)
+            )
+        with pytest.raises(InputError, match=r"of 3 images, not ours of image 5: run `eigenseg"):
+            store.read("ours", 5)
+    with h5py.File(tmp_path / "segments.h5") as file:
+        assert [file[f"{name}/00000003"].dtype for name in CLUSTERS] == ["u2", "u1", "u1"]
+
+
+@pytest.mark.parametrize("name", [*CLUSTERS, "eigenfunctions"])
+def test_flipped_bit_is_found_and_named(tmp_path: Path, name: str) -> None:
+    path = write_segments(tmp_path)
+    flip_byte(path, f"{name}/00000012")
+    match = rf"segments\.h5: the dataset /{name}/00000012 is damaged .*: delete the file and run"
+    with Segments.open(path) as store:
+        store.read("ours", 3)
+        with pytest.raises(InputError, match=match):
+            store.eigenfunctions(12) if name == "eigenfunctions" else store.read(name, 12)
+
+
+def test_segments_of_another_format(tmp_path: Path) -> None:
+    path = write_segments(tmp_path, format=7)
+    with pytest.raises(InputError, match=r"segments\.h5 has format 7, this version reads 1: run"):
+        Segments.open(path)
+
+
+def tiny_predictors() -> Predictors:
+    torch.manual_seed(0)
+    head = Head([8, 8], 5, None, 1, 8, 16, False).eval()
+    rng = np.random.default_rng(0)
+    choices = {"iterations": 5, "spherical": True, "whiten": None, "seed": 0}
+    points = [rng.normal(size=(60, width)).astype(np.float32) for width in (head.width, 8)]
+    return Predictors(head, fit(points[0], 5, **choices), fit(points[1], 7, **choices))
+
+
+def test_score_maps_of_one_window() -> None:
+    predictors = tiny_predictors()
+    tokens = torch.randn(12, 16)
+    window = Window(tokens, tokens[:, 8:], 0, 0, 3, 4, False)
+    found = score_maps(predictors, [window], 3, 4, temperature=0.3, eigenfunctions=2)
+    with torch.no_grad():
+        features, logits = predictors.head(tokens, [12])
+    at = logits.reshape(3, 4, 5).permute(2, 0, 1)
+    torch.testing.assert_close(found.ours, torch.softmax(at / 0.3, dim=0))
+    torch.testing.assert_close(found.eigenfunctions, at[:2])
+    for maps, model, values in (
+        (found.ours_kmeans, predictors.ours_kmeans, features),
+        (found.kmeans, predictors.kmeans, tokens[:, 8:]),
+    ):
+        expected = scores(model, values.numpy()).reshape(3, 4, -1).transpose(2, 0, 1)
+        np.testing.assert_allclose(maps.numpy(), expected, atol=1e-6)
+
+
+def test_mirrored_windows_are_mirrored_back() -> None:
+    """The head does not look at positions: a mirrored tile gives the mirrored scores."""
+    predictors = tiny_predictors()
+    tokens = torch.randn(3, 4, 16)
+    plain, mirrored = (
+        Window(x.reshape(12, 16), x.reshape(12, 16)[:, 8:], 0, 0, 3, 4, flip)
+        for x, flip in ((tokens, False), (tokens.flip(1), True))
+    )
+    choices = {"temperature": 1.0, "eigenfunctions": 5}
+    expected = score_maps(predictors, [plain], 3, 4, **choices)
+    for windows in ([mirrored], [plain, mirrored]):
+        found = score_maps(predictors, windows, 3, 4, **choices)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def trained(project: Project) -> Project:
+    """A project whose stages up to train have run."""
+    project.set("train.epochs", 1)
+    project.ok("prepare", "extract", "graph", "train")
+    return project
+
+
+def naive_labels(image: int, height: int, width: int) -> np.ndarray:
+    """The label map of "ours" by the shortest way, for images of one tile."""
+    features = Features.open("data/features.zarr")
+    state, _, manifest = heads.load_head("data/head")
+    choices = dict(manifest["head"])
+    levels = choices.pop("levels")
+    head = Head(**choices).eval()
+    head.load_state_dict(state)
+    (tile,) = np.flatnonzero(features.tiles["image"] == image)
+    row = features.tiles[tile]
+    tokens = np.concatenate([features.tokens(level, tile) for level in levels], axis=1)
+    with torch.no_grad():
+        logits = head(torch.from_numpy(tokens).float(), [len(tokens)])[1]
+    maps = torch.softmax(logits / 0.3, dim=1).T.reshape(1, -1, row["grid_h"], row["grid_w"])
+    return F.interpolate(maps, (height, width), mode="bilinear")[0].argmax(dim=0).numpy()
+
+
+def test_stage_equals_the_short_way_and_repeats(trained: Project) -> None:
+    trained.ok("segment")
+    with Segments.open("data/segments.h5") as store:
+        assert store.images == list(range(9))  # both splits
+        for image in (0, 8):
+            found = store.read("ours", image)
+            assert (found != naive_labels(image, 96, 128)).mean() < 1e-3  # ties of float32
+            assert store.eigenfunctions(image).shape == (6, 6, 8)
+    first = Path("data/segments.h5").read_bytes()
+    trained.ok("segment")
+    assert Path("data/segments.h5").read_bytes() == first
+    assert not list(Path("data/.work").glob("segments*"))
+
+
+def test_stage_with_windows_covers_the_image(project: Project) -> None:
+    project.set("extract.window", 64)
+    project.set("extract.stride", 32)
+    project.set("train.epochs", 1)
+    project.ok("prepare", "extract", "graph", "train", "segment")
+    assert len(Features.open("data/features.zarr").tiles) > 9
+    with Segments.open("data/segments.h5") as store:
+        assert store.read("kmeans", 4).shape == (96, 128)
+        assert store.eigenfunctions(4).shape == (6, 6, 8)
+
+
+def test_killed_stage_goes_on_with_the_same_result(
+    trained: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.ok("segment")
+    expected = Path("data/segments.h5").read_bytes()
+    Path("data/segments.h5").unlink()
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.segment.parts.assemble", kill)
+        assert trained.run("segment").exit_code != 0
+    (work,) = (path for path in Path("data/.work").glob("segments*") if path.is_dir())
+    last = work / "part-00000008.h5"
+    last.write_bytes(last.read_bytes()[:100])
+    (work / "part-00000000.h5.partial").write_bytes(b"half")
+    result = trained.run("segment")
+    assert "resumed: 1 of 2 parts were finished" in result.output
+    assert Path("data/segments.h5").read_bytes() == expected
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "local"])
+def test_scheduler_does_not_change_the_file(trained: Project, scheduler: str) -> None:
+    trained.ok("segment")
+    expected = Path("data/segments.h5").read_bytes()
+    trained.set("compute.scheduler", scheduler)
+    trained.ok("segment")
+    assert Path("data/segments.h5").read_bytes() == expected
+
+
+def test_features_that_are_not_finite_end_the_stage(trained: Project) -> None:
+    features = Features.open("data/features.zarr")
+    name, start = features.array("last"), int(features.tiles["start"][4])
+    stored = zarr.open_array("data/features.zarr", path=name, mode="r+")
+    stored[start + 2, 1] = np.nan
+    trained.fails("segment", f"{name} has NaN or infinite values", "at tile 4: delete data/feat")
+
+
+def test_stage_names_what_does_not_fit(trained: Project) -> None:
+    index = Path("data/index.csv").read_text()
+    Path("data/index.csv").write_text("\n".join(index.splitlines()[:-1]) + "\n")
+    trained.fails("segment", "must hold the same images, found 8 and 9 in split train, val")
+    Path("data/index.csv").write_text(index)
+
+    trained.set("extract.short_side", 64)
+    trained.ok("extract")
+    trained.fails("segment", "was trained on another feature cache", "run `eigenseg train`")
+    shutil.rmtree("data/head")
+    trained.fails("segment", "the head data/head is missing: run `eigenseg train`")

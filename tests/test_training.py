@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.graph import feature_graph, normalise, to_torch
+from pipeline.head import Head, initialise
+from pipeline.knn import nearest
+from pipeline.training import Batch, Diverged, optimiser, train_step
+
+BLOBS = 4
+
+
+def blob_batch() -> tuple[Batch, np.ndarray]:
+    """Two tiles of unequal size whose patches belong to four well separated blobs."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(BLOBS, size=120)
+    centres = np.eye(BLOBS, 16)
+    tokens = (centres[truth] + 0.05 * rng.normal(size=(120, 16))).astype(np.float32)
+    unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+    kappa = to_torch(normalise(feature_graph(*nearest(unit, 15))), "cpu")
+    return Batch(torch.from_numpy(tokens), [70, 50], kappa), truth
+
+
+def made_head(seed: int = 0) -> Head:
+    head = Head([16], BLOBS, None, 1, 8, 32, level_norm=True)
+    initialise(head, torch.Generator().manual_seed(seed))
+    return head
+
+
+def run(steps: int, seed: int = 0) -> tuple[Head, list[dict[str, float]]]:
+    head = made_head(seed)
+    adam = optimiser(head, 1e-2)
+    batch, _ = blob_batch()
+    noise = torch.Generator().manual_seed(seed)
+    values = {"tau": 0.5, "beta": 8.0, "scale": 0.1}
+    return head, [train_step(head, adam, batch, **values, generator=noise) for _ in range(steps)]
+
+
+def test_training_finds_the_blobs() -> None:
+    head, history = run(60)
+    batch, truth = blob_batch()
+    clusters = head(batch.tokens, batch.sizes)[1].argmax(dim=1).numpy()
+    members = [set(clusters[truth == blob].tolist()) for blob in range(BLOBS)]
+    assert all(len(found) == 1 for found in members)
+    assert len(set.union(*members)) == BLOBS
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["clusters"] == BLOBS
+
+
+def test_the_reported_loss_is_made_of_its_parts() -> None:
+    _, (values,) = run(1)
+    assert set(values) == {"loss", "trace", "penalty", "clusters"}
+    assert all(isinstance(value, float) for value in values.values())
+    assert values["loss"] == pytest.approx(-(values["trace"] - 8 * values["penalty"]) / BLOBS)
+
+
+def test_training_is_deterministic() -> None:
+    torch.manual_seed(1)
+    first, history = run(3)
+    torch.manual_seed(2)
+    second, repeated = run(3)
+    assert history == repeated
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    assert run(3, seed=1)[1] != history
+
+
+def test_adam_has_no_weight_decay() -> None:
+    adam = optimiser(made_head(), 1e-3)
+    assert isinstance(adam, torch.optim.Adam)
+    assert [(group["lr"], group["weight_decay"]) for group in adam.param_groups] == [(1e-3, 0)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_divergence_leaves_the_parameters_untouched(value: float) -> None:
+    head = made_head()
+    adam = optimiser(head, 1e-2)
+    batch, _ = blob_batch()
+    noise = torch.Generator().manual_seed(0)
+    settings = {"tau": 0.725, "beta": 0.08, "scale": 0.01}
+    train_step(head, adam, batch, **settings, generator=noise)
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    broken = batch.tokens.clone()
+    broken[3, 5] = value
+    text = "found nan at temperature 0.725: lower `train.lr`, or check the cached features"
+    with pytest.raises(Diverged, match=text) as error:
+        train_step(head, adam, batch._replace(tokens=broken), **settings, generator=noise)
+    assert isinstance(error.value, ArithmeticError)
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert adam.state_dict()["state"][0]["step"] == 1

@@ -2,11 +2,13 @@
 
 A part is ``part-<name>.h5`` in the work folder; jobs that were finished before a kill are not done
 again. `assemble` copies the parts into one file and writes its manifest last. Every dataset carries
-Fletcher-32 checksums, so that damaged bytes raise an error instead of giving wrong numbers.
+Fletcher-32 checksums, HDF5's newest layout checks its own structures, and the manifest has a
+SHA-256, so that damaged bytes raise an error instead of giving wrong numbers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -73,8 +75,10 @@ def assemble(
         for name in names:
             with h5py.File(_part(folder, name), "r") as part:
                 _unite(part, file)
+        text = json.dumps(manifest)
+        file.attrs["manifest_sha256"] = _sha256(text)
         file.flush()
-        file.attrs["manifest"] = json.dumps(manifest)
+        file.attrs["manifest"] = text
     _settle(partial, Path(out))
 
 
@@ -97,10 +101,13 @@ def open_complete(path: str | Path, stage: str) -> tuple[h5py.File, dict[str, An
     except DAMAGE as error:
         raise InputError(f"{path} is no whole HDF5 file ({error}): {way_out}") from error
     try:
-        return file, json.loads(file.attrs["manifest"])
+        text = file.attrs["manifest"]
+        if _sha256(text) != file.attrs["manifest_sha256"]:
+            raise ValueError("its SHA-256 differs")
+        return file, json.loads(text)
     except DAMAGE as error:
         file.close()
-        raise InputError(f"{path} is incomplete or damaged (no manifest): {way_out}") from error
+        raise InputError(f"{path} has no whole manifest ({error}): {way_out}") from error
 
 
 def dataset(group: h5py.Group, name: str, array: np.ndarray, *, compress: bool = False) -> None:
@@ -114,7 +121,7 @@ def dataset(group: h5py.Group, name: str, array: np.ndarray, *, compress: bool =
         name,
         data=array,
         chunks=chunks,
-        fletcher32=False,
+        fletcher32=True,
         shuffle=compress,
         compression="gzip" if compress else None,
         compression_opts=1 if compress else None,
@@ -138,6 +145,10 @@ def read(stored: h5py.Dataset, start: int = 0, stop: int | None = None) -> np.nd
 
 def _part(folder: str | Path, name: str) -> Path:
     return Path(folder) / f"part-{name}.h5"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _settle(partial: Path, path: Path) -> None:

@@ -26,6 +26,9 @@ class Stage(click.Command):
     ``EIGENSEG_TRACEBACK=1`` shows the whole traceback instead.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"context_settings": {"show_default": True}, **kwargs})
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

@@ -78,6 +78,13 @@ def test_whitening_gives_the_identity_as_covariance(monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(lengths, 1 / np.sqrt(variances[:6]), rtol=1e-3)
 
 
+def test_prepared_tokens_are_white() -> None:
+    points = blobs()[0] + 50
+    prepared = kmeans.prepare(fit(points, 4, spherical=False, whiten=3), points)
+    np.testing.assert_allclose(prepared.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(np.cov(prepared.T, bias=True), np.eye(3), atol=1e-2)
+
+
 def test_whitening_does_not_blow_up_directions_without_variance() -> None:
     rng = np.random.default_rng(0)
     points = (rng.normal(size=(500, 3)) @ rng.normal(size=(3, 8))).astype(np.float32)

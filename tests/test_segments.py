@@ -45,7 +45,7 @@ def test_parts_become_one_file(tmp_path: Path) -> None:
         with parts.write_part(tmp_path, name) as file:
             parts.dataset(file.create_group(f"shared/{name}"), "values", array)
             parts.dataset(file.create_group(f"own-{name}"), "empty", array[:0])
-    manifest = {"images": list(range(100_000))}  # longer than HDF5's old limit of 64 KiB
+    manifest = {"images": list(range(100_000))}  # longer than some attributes may be (64 KiB)
     parts.assemble(tmp_path, ["a", "b"], tmp_path / "deep" / "out.h5", manifest)
     file, found = parts.open_complete(tmp_path / "deep" / "out.h5", "graph")
     with file:
@@ -90,13 +90,38 @@ def test_file_that_is_missing_or_damaged(tmp_path: Path) -> None:
     with h5py.File(path, "w"):
         pass
     way_out = r"delete it and run `eigenseg graph` \(or `dvc repro graph`\) again"
-    with pytest.raises(InputError, match=rf"graph\.h5 is incomplete .*no manifest.*: {way_out}"):
+    with pytest.raises(InputError, match=rf"graph\.h5 has no whole manifest .*: {way_out}"):
         parts.open_complete(path, "graph")
     write(tmp_path, "a", x=np.arange(1000.0))
     parts.assemble(tmp_path, ["a"], path, {})
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(InputError, match=rf"graph\.h5 is no whole HDF5 file .*: {way_out}"):
         parts.open_complete(path, "graph")
+
+
+def test_no_flipped_bit_gives_other_values(tmp_path: Path) -> None:
+    expected = {"values": np.arange(40.0), "labels": np.arange(40, dtype=np.uint8).repeat(9)}
+    with parts.write_part(tmp_path, "a") as file:
+        for name, array in expected.items():
+            parts.dataset(file.create_group(f"group/{name}"), "x", array, compress=name == "labels")
+    manifest = {"images": list(range(30))}
+    parts.assemble(tmp_path, ["a"], tmp_path / "out.h5", manifest)
+    whole = (tmp_path / "out.h5").read_bytes()
+    found = 0
+    for position in range(0, len(whole), 7):
+        content = bytearray(whole)
+        content[position] ^= 4
+        path = tmp_path / "flipped.h5"
+        path.write_bytes(content)
+        try:
+            file, facts = parts.open_complete(path, "graph")
+            with file:
+                assert facts == manifest
+                for name, array in expected.items():
+                    np.testing.assert_array_equal(parts.read(file[f"group/{name}/x"]), array)
+        except (InputError, KeyError):
+            found += 1
+    assert found > 100  # the others hit unused space
 
 
 def image_maps(image: int) -> ImageMaps:
@@ -263,6 +288,27 @@ def test_killed_stage_goes_on_with_the_same_result(
     result = trained.run("segment")
     assert "resumed: 1 of 2 parts were finished" in result.output
     assert Path("data/segments.h5").read_bytes() == expected
+
+
+def test_parts_of_another_head_are_not_reused(
+    trained: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same parameters may give other weights, on another machine for instance."""
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.segment.parts.assemble", kill)
+        assert trained.run("segment").exit_code != 0
+    state, kmeans, manifest = heads.load_head("data/head")
+    state["norm.bias"] = state["norm.bias"] + 1
+    heads.save_head("data/head", state, kmeans, manifest)
+    result = trained.run("segment")
+    assert result.exit_code == 0
+    assert "resumed" not in result.output
+    with Segments.open("data/segments.h5") as store:
+        assert (store.read("ours", 0) != naive_labels(0, 96, 128)).mean() < 1e-3
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "local"])

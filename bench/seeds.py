@@ -1,0 +1,42 @@
+"""Mean and spread of metrics.json files of several seeds, as a Markdown table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import click
+
+ORIGINS = ("oracle", "train")
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+def main(files: tuple[Path, ...]) -> None:
+    """Print mIoU and accuracy of metrics.json FILES: the mean, and max - min in brackets."""
+    runs = [json.loads(path.read_text()) for path in files]
+    click.echo("| predictor | K (used) | matching | oracle mIoU | acc. | train mIoU | acc. | classes |")
+    click.echo("|---|---|---|---|---|---|---|---|")
+    for predictor, entry in runs[0].items():
+        used = _mean([run[predictor]["clusters_used"] for run in runs])
+        for matching in (key for key, value in entry.items() if isinstance(value, dict)):
+            cells = [predictor, f"{entry['k']} ({used})", matching]
+            for origin in ORIGINS:
+                for metric in ("miou", "accuracy"):
+                    cells.append(_cell([run[predictor][matching].get(origin) for run in runs], metric))
+            cells.append(_cell([run[predictor][matching]["oracle"] for run in runs], "classes_covered"))
+            click.echo(f"| {' | '.join(cells)} |")
+
+
+def _cell(scores: list[dict | None], metric: str) -> str:
+    values = [score[metric] for score in scores if score]
+    return f"{_mean(values)} ({max(values) - min(values):.1f})" if values else ""
+
+
+def _mean(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,9 @@ ORIGINS = ("oracle", "train")
 def main(files: tuple[Path, ...]) -> None:
     """Print mIoU and accuracy of metrics.json FILES: the mean, and max - min in brackets."""
     runs = [json.loads(path.read_text()) for path in files]
-    click.echo("| predictor | K (used) | matching | oracle mIoU | acc. | train mIoU | acc. | classes |")
+    click.echo(
+        "| predictor | K (used) | matching | oracle mIoU | acc. | train mIoU | acc. | classes |"
+    )
     click.echo("|---|---|---|---|---|---|---|---|")
     for predictor, entry in runs[0].items():
         used = _mean([run[predictor]["clusters_used"] for run in runs])
@@ -24,8 +26,12 @@ def main(files: tuple[Path, ...]) -> None:
             cells = [predictor, f"{entry['k']} ({used})", matching]
             for origin in ORIGINS:
                 for metric in ("miou", "accuracy"):
-                    cells.append(_cell([run[predictor][matching].get(origin) for run in runs], metric))
-            cells.append(_cell([run[predictor][matching]["oracle"] for run in runs], "classes_covered"))
+                    cells.append(
+                        _cell([run[predictor][matching].get(origin) for run in runs], metric)
+                    )
+            cells.append(
+                _cell([run[predictor][matching]["oracle"] for run in runs], "classes_covered")
+            )
             click.echo(f"| {' | '.join(cells)} |")
 
 

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """A file or parameter breaks a rule; the text gives the rule, the value found and the way out."""
+    """A file or parameter breaks a rule: the text has the rule, the value found, the way out."""

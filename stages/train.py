@@ -106,12 +106,12 @@ def _fit(
     head = build_head(chosen, features).to(device).train()
     adam = optimiser(head, chosen.train.lr)
     checkpoint = work / "checkpoint.safetensors"
-    epoch, rows = _resume(checkpoint, head, adam)
+    finished, rows = _resume(checkpoint, head, adam)
     per_epoch = graphs.manifest["groups"]
     with bar() as progress:
         task = progress.add_task("training", total=chosen.train.epochs * per_epoch, unit="step")
-        progress.advance(task, epoch * per_epoch)
-        for epoch in range(epoch, chosen.train.epochs):
+        progress.advance(task, finished * per_epoch)
+        for epoch in range(finished, chosen.train.epochs):
             for row in _epoch(chosen, features, graphs, head, adam, epoch, device):
                 rows.append({"step": len(rows), **row})
                 progress.update(task, advance=1, description=f"training, loss {row['loss']:.4f}")

@@ -44,6 +44,37 @@ def test_linear_attention_is_the_naive_loop() -> None:
 
 
 @pytest.mark.parametrize("width", [None, 16])
+def test_the_head_is_its_description(width: int | None) -> None:
+    head = made_head(width=width)
+    for parameter in head.parameters():  # biases and norms away from their initial 0 and 1
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    p = {name: value.detach() for name, value in head.named_parameters()}
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(dim=1, keepdim=True)
+        unit = centred / (x.var(dim=1, keepdim=True, correction=0) + 1e-5).sqrt()
+        return unit * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+    tokens = random_tokens(9)
+    levels = [tokens[:, :8], tokens[:, 8:12], tokens[:, 12:]]
+    x = torch.cat([norm(level, f"level_norms.{i}") for i, level in enumerate(levels)], dim=1)
+    if width:
+        x = linear(x, "projection")
+    for block in ("blocks.0", "blocks.1"):
+        q, k, v = linear(norm(x, f"{block}.norm_attention"), f"{block}.qkv").chunk(3, dim=1)
+        heads = [
+            linear_attention(*qkv) for qkv in zip(*(m.split(8, 1) for m in (q, k, v)), strict=True)
+        ]
+        x = x + linear(torch.cat(heads, dim=1), f"{block}.out")
+        hidden = linear(norm(x, f"{block}.norm_mlp"), f"{block}.mlp.0")
+        x = x + linear(torch.nn.functional.gelu(hidden), f"{block}.mlp.2")
+    torch.testing.assert_close(head.features(tokens, [9]), norm(x, "norm"), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("width", [None, 16])
 def test_shapes(width: int | None) -> None:
     head = made_head(width=width)
     features, logits = head(random_tokens(30), [10, 10, 10])

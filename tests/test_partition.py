@@ -18,6 +18,7 @@ def test_every_round_holds_every_image_once(images: int, size: int) -> None:
         assert max(sizes) <= size
         assert max(sizes) - min(sizes) <= 1
         assert all(group.dtype == np.int64 for group in groups)
+        assert all((np.diff(group) > 0).all() for group in groups)
 
 
 def test_rounds_mix_the_companions() -> None:

@@ -226,7 +226,9 @@ def test_a_diverging_loss_keeps_the_last_good_checkpoint(
     assert not Path("data/head").exists()
     (checkpoint,) = Path("data/.work").glob("head-*/checkpoint.safetensors")
     state = load_file(checkpoint)
-    assert all(torch.isfinite(values).all() for values in state.values() if values.is_floating_point())
+    assert all(
+        torch.isfinite(values).all() for values in state.values() if values.is_floating_point()
+    )
     monkeypatch.setattr(train, "train_step", step)
     assert "resumed: 1 epochs were finished" in project.run("train").output
 

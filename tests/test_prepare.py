@@ -116,9 +116,7 @@ def test_loose_photos_are_one_split(project: Project) -> None:
         ("truncated", ["labels/train/001.png"]),
     ],
 )
-def test_bad_labels_are_named_by_prepare(
-    project: Project, spoil: str, texts: list[str]
-) -> None:
+def test_bad_labels_are_named_by_prepare(project: Project, spoil: str, texts: list[str]) -> None:
     path = Path("photos/labels/train/001.png")
     if spoil == "size":
         Image.new("L", (64, 96)).save(path)

@@ -7,6 +7,7 @@ import torch
 from pipeline.graph import feature_graph, normalise, to_torch
 from pipeline.head import Head, initialise
 from pipeline.knn import nearest
+from pipeline.objective import gumbel_softmax, neural_eigenfunction_loss
 from pipeline.training import Batch, Diverged, optimiser, train_step
 
 BLOBS = 4
@@ -54,6 +55,29 @@ def test_the_reported_loss_is_made_of_its_parts() -> None:
     assert set(values) == {"loss", "trace", "penalty", "clusters"}
     assert all(isinstance(value, float) for value in values.values())
     assert values["loss"] == pytest.approx(-(values["trace"] - 8 * values["penalty"]) / BLOBS)
+
+
+def test_two_steps_are_two_steps_by_hand() -> None:
+    head, history = run(2)
+    twin = made_head()
+    adam = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    batch, _ = blob_batch()
+    noise = torch.Generator().manual_seed(0)
+    for values in history:
+        logits = twin(batch.tokens, batch.sizes)[1]
+        soft = gumbel_softmax(logits, 0.5, noise)
+        psi = 0.1**0.5 * soft / soft.norm(dim=0).clamp_min(1)
+        loss, _, _ = neural_eigenfunction_loss(psi, batch.kappa, 8.0)
+        parameters = list(twin.parameters())
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss, parameters), strict=True
+        ):
+            parameter.grad = gradient
+        adam.step()
+        assert values["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        assert values["clusters"] == len(set(logits.argmax(dim=1).tolist()))
+    for found, expected in zip(head.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
 
 
 def test_training_is_deterministic() -> None:

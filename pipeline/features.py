@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -89,7 +90,13 @@ def tokens(
     inputs = normalise_pixels(pixels, backbone.mean, backbone.std)
     caught: list[Tensor] = []
     joint = model.blocks[-1].attn.qkv if keys else nn.Identity()  # type: ignore[index,union-attr]
-    hook = joint.register_forward_hook(lambda module, given, result: caught.append(result))
+    thread = threading.get_ident()
+
+    def catch(module: nn.Module, given: tuple, result: Tensor) -> None:
+        if threading.get_ident() == thread:  # other threads may be using the same model
+            caught.append(result)
+
+    hook = joint.register_forward_hook(catch)
     try:
         with torch.autocast(pixels.device.type, autocast, enabled=autocast is not None):
             levels = model.forward_intermediates(  # type: ignore[operator]

@@ -39,11 +39,11 @@ class Stage(click.Command):
 
 
 def _explain(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" while writing {error.filename}" if error.filename else ""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in str(error):  # HDF5 gives its own text
         return (
-            f"the disk is full{where} ({error.strerror}). Finished parts are kept: make room and "
-            "run the same command again, it goes on where it stopped."
+            f"the disk is full ({error}). Finished parts are kept: make room and run the same "
+            "command again, it goes on where it stopped."
         )
     return f"{error}"
 

@@ -57,8 +57,9 @@ def main(params_path: str, features_path: str, out: str) -> None:
             if name not in done
         ]
         run(fill_pixels, pixel_jobs, chosen.compute.scheduler, "pixel graphs", "part")
+        gpu = chosen.compute.device != "cpu"
         group_jobs = [
-            (str(work), names[at], at, features_path, level, group.tolist(), chosen.graph.k)
+            (str(work), names[at], at, features_path, level, group.tolist(), chosen.graph.k, gpu)
             for at, group in groups.items()
             if names[at] not in done
         ]
@@ -126,12 +127,13 @@ def fill_group(
     level: int | str,
     tiles: Sequence[int],
     k: int | float,
+    gpu: bool,
 ) -> None:
     """Search and write the kNN graph of one group of tiles."""
     features = Features.open(features_path)
     rows = np.concatenate([features.tokens(level, tile) for tile in tiles]).astype(np.float32)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    indices, similarities = nearest(rows, neighbour_count(k, len(rows)))
+    indices, similarities = nearest(rows, neighbour_count(k, len(rows)), gpu=gpu)
     write_group(Path(work), name, at, GroupGraph(np.asarray(tiles), indices, similarities))
 
 

@@ -71,7 +71,7 @@ def assemble(
     if missing:
         raise InputError(f"{folder} lacks the parts {missing[:10]}: run the stage again.")
     partial = Path(folder) / "assembled.h5.partial"
-    with h5py.File(partial, "w") as file:
+    with h5py.File(partial, "w", libver="latest") as file:
         for name in names:
             with h5py.File(_part(folder, name), "r") as part:
                 _unite(part, file)

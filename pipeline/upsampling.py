@@ -30,11 +30,7 @@ def upsample_argmax(
         ValueError: a score is not finite.
     """
     maps = scores.detach().cpu().float().numpy()
-    if not np.isfinite(maps).all():
-        raise ValueError(
-            "scores to interpolate must be finite, found NaN or infinity: check the head "
-            "(its loss curve) and the feature cache"
-        )
+    _check_finite(maps)
     edged = np.pad(maps, ((0, 0), (0, 1), (0, 1)), mode="edge")
     patches = np.ascontiguousarray(edged.transpose(1, 2, 0))  # (h + 1, w + 1, K)
     able = _able(patches)
@@ -54,6 +50,14 @@ def upsample_argmax(
             corners = patches[i : i + 2, j : j + 2].take(ids, axis=2)
             block[start : start + step] = ids[_winners(corners, y, x)]
     return out
+
+
+def _check_finite(maps: np.ndarray) -> None:
+    if not np.isfinite(maps).all():
+        raise ValueError(
+            "scores to interpolate must be finite, found NaN or infinity: check the head "
+            "(its loss curve) and the feature cache"
+        )
 
 
 def _able(patches: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from cache import heads
 from cache.errors import InputError
 
-KMEANS = {
+KMEANS: dict[str, dict[str, Any]] = {
     "kmeans": {
         "centroids": np.arange(6, dtype=np.float32).reshape(3, 2),
         "mean": np.zeros(2, np.float32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -179,7 +180,7 @@ def tiny_predictors() -> Predictors:
     torch.manual_seed(0)
     head = Head([8, 8], 5, None, 1, 8, 16, False).eval()
     rng = np.random.default_rng(0)
-    choices = {"iterations": 5, "spherical": True, "whiten": None, "seed": 0}
+    choices: dict[str, Any] = {"iterations": 5, "spherical": True, "whiten": None, "seed": 0}
     points = [rng.normal(size=(60, width)).astype(np.float32) for width in (head.width, 8)]
     return Predictors(head, fit(points[0], 5, **choices), fit(points[1], 7, **choices))
 
@@ -210,7 +211,7 @@ def test_mirrored_windows_are_mirrored_back() -> None:
         Window(x.reshape(12, 16), x.reshape(12, 16)[:, 8:], 0, 0, 3, 4, flip)
         for x, flip in ((tokens, False), (tokens.flip(1), True))
     )
-    choices = {"temperature": 1.0, "eigenfunctions": 5}
+    choices: dict[str, Any] = {"temperature": 1.0, "eigenfunctions": 5}
     expected = score_maps(predictors, [plain], 3, 4, **choices)
     for windows in ([mirrored], [plain, mirrored]):
         found = score_maps(predictors, windows, 3, 4, **choices)
@@ -234,7 +235,7 @@ def naive_labels(image: int, height: int, width: int) -> np.ndarray:
     levels = choices.pop("levels")
     head = Head(**choices).eval()
     head.load_state_dict(state)
-    (tile,) = np.flatnonzero(features.tiles["image"] == image)
+    (tile,) = np.flatnonzero(features.tiles["image"] == image).tolist()
     row = features.tiles[tile]
     tokens = np.concatenate([features.tokens(level, tile) for level in levels], axis=1)
     with torch.no_grad():

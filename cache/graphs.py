@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import h5py
 import numpy as np
 
 from cache import parts
@@ -62,12 +63,13 @@ class Graphs:
             ``rounds``, ``groups`` (in each round), ``fingerprint``.
     """
 
-    def __init__(self, path: Path, file: Any, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, file: h5py.File, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
         self._file = file
         self._where: dict[int, tuple[str, int, int, int, int]] = {}
-        for name, group in file["pixels"].items():
+        for name in self._node("pixels"):
+            group = self._node(f"pixels/{name}")
             lengths = parts.read(group["lengths"])
             starts = np.concatenate([[[0, 0]], np.cumsum(lengths, axis=0)[:-1]])
             for tile, (p, e), (dp, de) in zip(
@@ -104,9 +106,18 @@ class Graphs:
                 f"the cache is {fingerprint}): run `dvc repro graph` (or `eigenseg graph`) again."
             )
 
+    def _node(self, name: str) -> h5py.Group:
+        try:
+            return self._file[name]
+        except KeyError as error:
+            raise InputError(
+                f"{self.path} is damaged ({name} is not in it): delete it and run "
+                "`eigenseg graph` (or `dvc repro graph`) again."
+            ) from error
+
     def group(self, round_: int, group: int) -> GroupGraph:
         """The kNN graph of one group: int64 tiles, int32 indices, float32 cosines."""
-        node = self._file[f"groups/{round_}/{group}"]
+        node = self._node(f"groups/{round_}/{group}")
         return GroupGraph(
             parts.read(node["tiles"]),
             parts.read(node["indices"]).astype(np.int32),
@@ -116,5 +127,5 @@ class Graphs:
     def pixel_graph(self, tile: int) -> tuple[np.ndarray, np.ndarray]:
         """The pixel graph of one tile in CSR form: indptr and indices inside the tile."""
         name, p0, p1, e0, e1 = self._where[tile]
-        node = self._file[f"pixels/{name}"]
+        node = self._node(f"pixels/{name}")
         return parts.read(node["indptr"], p0, p1), parts.read(node["indices"], e0, e1)

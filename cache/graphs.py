@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
-import h5py
 import numpy as np
 
 from cache import parts
@@ -55,48 +53,30 @@ def write_pixels(
         parts.dataset(group, "indices", np.concatenate([indices for _, indices in graphs]))
 
 
-class Graphs:
+class Graphs(parts.Assembled):
     """A complete graph file, opened for reading.
 
     Attributes:
         manifest: what it was made from: ``features`` (fingerprint of the cache), ``k``, ``level``,
             ``rounds``, ``groups`` (in each round), ``fingerprint``.
+
+    Raises:
+        InputError: the file is missing, half-written or damaged.
     """
 
-    def __init__(self, path: Path, file: h5py.File, manifest: dict[str, Any]) -> None:
-        self.path = path
-        self.manifest = manifest
-        self._file = file
+    stage = "graph"
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
         self._where: dict[int, tuple[str, int, int, int, int]] = {}
-        for name in self._node("pixels"):
-            group = self._node(f"pixels/{name}")
+        for name in self.node("pixels"):
+            group = self.node(f"pixels/{name}")
             lengths = parts.read(group["lengths"])
             starts = np.concatenate([[[0, 0]], np.cumsum(lengths, axis=0)[:-1]])
             for tile, (p, e), (dp, de) in zip(
                 parts.read(group["tiles"]), starts, lengths, strict=True
             ):
                 self._where[int(tile)] = (name, int(p), int(p + dp), int(e), int(e + de))
-
-    @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open a graph file.
-
-        Raises:
-            InputError: it is missing, half-written or damaged.
-        """
-        file, manifest = parts.open_complete(path, "graph")
-        return cls(Path(path), file, manifest)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
     def check_features(self, fingerprint: str) -> None:
         """Raise InputError unless the graph was made from the cache with this fingerprint."""
@@ -106,18 +86,9 @@ class Graphs:
                 f"the cache is {fingerprint}): run `dvc repro graph` (or `eigenseg graph`) again."
             )
 
-    def _node(self, name: str) -> h5py.Group:
-        try:
-            return self._file[name]
-        except KeyError as error:
-            raise InputError(
-                f"{self.path} is damaged ({name} is not in it): delete it and run "
-                "`eigenseg graph` (or `dvc repro graph`) again."
-            ) from error
-
     def group(self, round_: int, group: int) -> GroupGraph:
         """The kNN graph of one group: int64 tiles, int32 indices, float32 cosines."""
-        node = self._node(f"groups/{round_}/{group}")
+        node = self.node(f"groups/{round_}/{group}")
         return GroupGraph(
             parts.read(node["tiles"]),
             parts.read(node["indices"]).astype(np.int32),
@@ -127,5 +98,5 @@ class Graphs:
     def pixel_graph(self, tile: int) -> tuple[np.ndarray, np.ndarray]:
         """The pixel graph of one tile in CSR form: indptr and indices inside the tile."""
         name, p0, p1, e0, e1 = self._where[tile]
-        node = self._node(f"pixels/{name}")
+        node = self.node(f"pixels/{name}")
         return parts.read(node["indptr"], p0, p1), parts.read(node["indices"], e0, e1)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import h5py
 import numpy as np
@@ -108,6 +108,41 @@ def open_complete(path: str | Path, stage: str) -> tuple[h5py.File, dict[str, An
     except DAMAGE as error:
         file.close()
         raise InputError(f"{path} has no whole manifest ({error}): {way_out}") from error
+
+
+class Assembled:
+    """A complete assembled file, opened for reading; a context manager.
+
+    Attributes:
+        stage: the stage that writes the file.
+        manifest: what the file was made from.
+    """
+
+    stage: ClassVar[str]
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file, self.manifest = open_complete(path, self.stage)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def node(self, name: str) -> Any:
+        """The group or dataset of this name.
+
+        Raises:
+            InputError: it is not in the file.
+        """
+        try:
+            return self._file[name]
+        except KeyError as error:
+            raise InputError(
+                f"{self.path} holds no {name}, only {', '.join(self._file)}: it is of other images "
+                f"or damaged; run `eigenseg {self.stage}` (or `dvc repro {self.stage}`) again."
+            ) from error
 
 
 def dataset(group: h5py.Group, name: str, array: np.ndarray, *, compress: bool = False) -> None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
-import h5py
 import numpy as np
 
 from cache import parts
@@ -47,45 +45,27 @@ def write_maps(
             parts.dataset(file.require_group("eigenfunctions"), key, values)
 
 
-class Segments:
+class Segments(parts.Assembled):
     """A complete file of label maps, opened for reading; a context manager.
 
     Attributes:
         manifest: what it was made from: ``features`` and ``head`` (fingerprints), ``temperature``,
             ``clusters``, ``images``, ``fingerprint``.
+
+    Raises:
+        InputError: the file is missing, half-written, damaged or of another version of the format.
     """
 
-    def __init__(self, path: Path, file: h5py.File, manifest: dict[str, Any]) -> None:
-        self.path = path
-        self.manifest = manifest
-        self._file = file
+    stage = "segment"
 
-    @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open a file of label maps.
-
-        Raises:
-            InputError: it is missing, half-written, damaged or of another version of the format.
-        """
-        file, manifest = parts.open_complete(path, "segment")
-        if manifest.get("format") != FORMAT:
-            file.close()
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        if self.manifest.get("format") != FORMAT:
+            self._file.close()
             raise InputError(
-                f"{path} has format {manifest.get('format')}, this version reads {FORMAT}: "
+                f"{path} has format {self.manifest.get('format')}, this version reads {FORMAT}: "
                 "run `eigenseg segment` (or `dvc repro segment`) again."
             )
-        return cls(Path(path), file, manifest)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
     @property
     def clusters(self) -> dict[str, int]:
@@ -110,14 +90,7 @@ class Segments:
         return self._read("eigenfunctions", image)
 
     def _read(self, group: str, image: int) -> np.ndarray:
-        try:
-            stored = self._file[f"{group}/{_key(image)}"]
-        except KeyError as error:
-            raise InputError(
-                f"{self.path} holds {', '.join(self._file)} of {len(self.images)} images, not "
-                f"{group} of image {image}: run `eigenseg segment` (or `dvc repro segment`) again."
-            ) from error
-        return parts.read(stored)
+        return parts.read(self.node(f"{group}/{_key(image)}"))
 
 
 def _key(image: int) -> str:

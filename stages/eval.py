@@ -55,7 +55,7 @@ def main(params_path: str, index: str, labels: str, segments: str, out: str) -> 
     """
     chosen = params.load(params_path).data
     classes, truth = read_labels(labels)
-    with Segments.open(segments) as store:
+    with Segments(segments) as store:
         rows = select(read_index(index), truth, chosen.train, chosen.eval, store, segments)
         tally = tally_images(rows, truth, len(classes), chosen.eval, store)
         head = store.manifest["head"]

@@ -50,7 +50,7 @@ def main(params_path: str, index: str, labels: str, segments: str, folder: str, 
     truth = read_labels(labels)[1]
     mapping = results.read_mapping(Path(folder) / "mapping.json")
     rows = [row for row in read_index(index) if row.split == chosen.data.eval]
-    with Segments.open(segments) as store:
+    with Segments(segments) as store:
         check_mapping(mapping, store)
         colours = choose_colours(mapping, store.clusters)
         gallery = [

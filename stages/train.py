@@ -44,7 +44,7 @@ def main(params_path: str, features_path: str, graph_path: str, out: str, curve:
     """
     chosen = params.load(params_path)
     features = Features.open(features_path)
-    with Graphs.open(graph_path) as graphs:
+    with Graphs(graph_path) as graphs:
         graphs.check_features(features.manifest["fingerprint"])
         tiles = features.tiles_of(chosen.data.train)
         _check_clusters(chosen, features, tiles)

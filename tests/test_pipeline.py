@@ -42,7 +42,7 @@ def test_from_photos_to_report(project: Project) -> None:
                 assert set(entry[matching][origin]) == {"miou", "accuracy", "classes_covered"}
     # Even random weights tell these flat colours apart much better than one cluster would.
     assert metrics["kmeans"]["majority_iou"]["oracle"]["accuracy"] > 60
-    with Segments.open("data/segments.h5") as segments:
+    with Segments("data/segments.h5") as segments:
         for row in read_index("data/index.csv"):
             found = segments.read("ours", row.id)
             assert found.shape == (row.height, row.width) and found.max() < 6
@@ -82,7 +82,7 @@ def test_groups_hold_whole_images_and_every_one_once(project: Project) -> None:
     project.ok("prepare", "extract", "graph")
     features = Features.open("data/features.zarr")
     tiles = features.tiles_of("train")
-    with Graphs.open("data/graph.h5") as graphs:
+    with Graphs("data/graph.h5") as graphs:
         partitions = []
         for round_ in range(2):
             groups = [graphs.group(round_, g).tiles for g in range(graphs.manifest["groups"])]
@@ -102,7 +102,7 @@ def test_groups_hold_whole_images_and_every_one_once(project: Project) -> None:
 def test_group_graph_equals_brute_force(project: Project) -> None:
     project.ok("prepare", "extract", "graph")
     features = Features.open("data/features.zarr")
-    with Graphs.open("data/graph.h5") as graphs:
+    with Graphs("data/graph.h5") as graphs:
         group = graphs.group(1, 0)
     rows = np.concatenate([features.tokens("last", t) for t in group.tiles]).astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)

@@ -36,7 +36,7 @@ def test_neighbours_in_a_real_graph_share_their_class(
     project.ok("prepare", "extract", "graph", "train", "segment", "eval")
     features = Features.open("data/features.zarr")
     assert features.manifest["patch"] == 14
-    with Graphs.open("data/graph.h5") as graphs:
+    with Graphs("data/graph.h5") as graphs:
         group = graphs.group(0, 0)
     labels = []
     for tile in group.tiles:

@@ -141,7 +141,7 @@ def write_segments(folder: Path, **manifest: object) -> Path:
 
 
 def test_segments_round_trip(tmp_path: Path) -> None:
-    with Segments.open(write_segments(tmp_path)) as store:
+    with Segments(write_segments(tmp_path)) as store:
         assert store.images == [0, 3, 12]
         assert store.clusters == CLUSTERS
         for image in store.images:
@@ -153,7 +153,9 @@ def test_segments_round_trip(tmp_path: Path) -> None:
             np.testing.assert_array_equal(
                 store.eigenfunctions(image), expected.eigenfunctions.astype(np.float16)
             )
-        with pytest.raises(InputError, match=r"of 3 images, not ours of image 5: run `eigenseg"):
+        with pytest.raises(
+            InputError, match=r"holds no ours/00000005, only .* run `eigenseg segment`"
+        ):
             store.read("ours", 5)
     with h5py.File(tmp_path / "segments.h5") as file:
         assert [file[f"{name}/00000003"].dtype for name in CLUSTERS] == ["u2", "u1", "u1"]
@@ -164,7 +166,7 @@ def test_flipped_bit_is_found_and_named(tmp_path: Path, name: str) -> None:
     path = write_segments(tmp_path)
     flip_byte(path, f"{name}/00000012")
     match = rf"segments\.h5: the dataset /{name}/00000012 is damaged .*: delete the file and run"
-    with Segments.open(path) as store:
+    with Segments(path) as store:
         store.read("ours", 3)
         with pytest.raises(InputError, match=match):
             store.eigenfunctions(12) if name == "eigenfunctions" else store.read(name, 12)
@@ -173,7 +175,7 @@ def test_flipped_bit_is_found_and_named(tmp_path: Path, name: str) -> None:
 def test_segments_of_another_format(tmp_path: Path) -> None:
     path = write_segments(tmp_path, format=7)
     with pytest.raises(InputError, match=r"segments\.h5 has format 7, this version reads 1: run"):
-        Segments.open(path)
+        Segments(path)
 
 
 def tiny_predictors() -> Predictors:
@@ -246,7 +248,7 @@ def naive_labels(image: int, height: int, width: int) -> np.ndarray:
 
 def test_stage_equals_the_short_way_and_repeats(trained: Project) -> None:
     trained.ok("segment")
-    with Segments.open("data/segments.h5") as store:
+    with Segments("data/segments.h5") as store:
         assert store.images == list(range(9))  # both splits
         for image in (0, 8):
             found = store.read("ours", image)
@@ -264,7 +266,7 @@ def test_stage_with_windows_covers_the_image(project: Project) -> None:
     project.set("train.epochs", 1)
     project.ok("prepare", "extract", "graph", "train", "segment")
     assert len(Features.open("data/features.zarr").tiles) > 9
-    with Segments.open("data/segments.h5") as store:
+    with Segments("data/segments.h5") as store:
         assert store.read("kmeans", 4).shape == (96, 128)
         assert store.eigenfunctions(4).shape == (6, 6, 8)
 
@@ -308,7 +310,7 @@ def test_parts_of_another_head_are_not_reused(
     result = trained.run("segment")
     assert result.exit_code == 0
     assert "resumed" not in result.output
-    with Segments.open("data/segments.h5") as store:
+    with Segments("data/segments.h5") as store:
         assert (store.read("ours", 0) != naive_labels(0, 96, 128)).mean() < 1e-3
 
 

@@ -36,7 +36,8 @@ def file_hash(path: str | Path) -> str:
 def work_folder(out: str | Path, mark: str) -> Iterator[Path]:
     """The locked folder in which the artefact ``out`` with this fingerprint is being made.
 
-    It survives failures and kills, so that the next run finds what was finished; `publish` ends it.
+    It survives failures and kills, so that the next run finds what was finished, and is removed
+    when the block ends without an error: by then `publish` has moved the artefact to its place.
 
     Raises:
         InputError: another process is at work on the same artefact.
@@ -54,8 +55,8 @@ def work_folder(out: str | Path, mark: str) -> Iterator[Path]:
                 "Wait for it or stop it (a killed `dvc` leaves its stage running)."
             ) from error
         yield folder
-    if not folder.exists():
-        lock_path.unlink(missing_ok=True)
+        shutil.rmtree(folder)
+        lock_path.unlink()
 
 
 def publish(work: str | Path, out: str | Path) -> None:
@@ -65,6 +66,13 @@ def publish(work: str | Path, out: str | Path) -> None:
     if out.is_dir():
         shutil.rmtree(out)
     os.replace(work, out)
+
+
+def size(path: str | Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    path = Path(path)
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def write_json(path: str | Path, value: Any) -> None:

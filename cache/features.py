@@ -9,7 +9,6 @@ tiles hold NaN.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,33 @@ TILE_FIELDS = np.dtype(
 )
 
 
-def create(
+def declare(
+    folder: Path,
+    done: Path,
+    channels: Mapping[str, int],
+    tiles: np.ndarray,
+    chunk: int,
+    shard: int,
+    shards: int,
+) -> list[int]:
+    """Create the arrays and the table of tiles, unless a former run did; the shards still to do.
+
+    Args:
+        done: folder of the markers of finished shards; where it exists, the arrays do.
+        channels: C of each array; all are float16.
+        tiles: the table, dtype `TILE_FIELDS`.
+        chunk: slots in a chunk, what one read fetches.
+        shard: slots in a shard, what one job writes.
+        shards: number of shards.
+    """
+    if not (done.is_dir() and folder.is_dir()):
+        shutil.rmtree(folder, ignore_errors=True)
+        _create(folder, channels, tiles, chunk, shard, shards)
+        done.mkdir(exist_ok=True)
+    return [number for number in range(shards) if not shard_finished(folder, done, number)]
+
+
+def _create(
     folder: Path,
     channels: Mapping[str, int],
     tiles: np.ndarray,
@@ -38,15 +63,6 @@ def create(
     shard: int,
     shards: int,
 ) -> None:
-    """Declare the arrays and write the table of tiles, before any worker starts.
-
-    Args:
-        channels: C of each array; all are float16.
-        tiles: the table, dtype `TILE_FIELDS`.
-        chunk: slots in a chunk, what one read fetches.
-        shard: slots in a shard, what one job writes.
-        shards: number of shards.
-    """
     group = zarr.open_group(folder, mode="a")
     for name, width in channels.items():
         group.create_array(
@@ -117,7 +133,6 @@ def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -
         raise InputError(f"{folder} lacks the shards {missing}: run `eigenseg extract` again.")
     for stale in folder.rglob("*.partial*"):
         stale.unlink()
-    shutil.rmtree(done)
     write_json(folder / "manifest.json", {"format": FORMAT, **manifest})
 
 
@@ -230,8 +245,3 @@ class Features:
                 f"{tile}: {way_out}"
             )
         return values
-
-
-def folder_size(path: str | Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(os.path.getsize(file) for file in Path(path).rglob("*") if file.is_file())

@@ -110,6 +110,15 @@ def write_per_class(path: str | Path, rows: Iterable[ClassScore]) -> None:
     write_text(path, buffer.getvalue())
 
 
+def write_curve(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write the training curve as CSV: a row per step, columns as in the first row."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
 def read_curve(path: str | Path) -> dict[str, np.ndarray]:
     """Read the training curve.
 

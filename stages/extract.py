@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from cache import features, params
-from cache.artefact import fingerprint, publish, work_folder
+from cache.artefact import fingerprint, publish, size, work_folder
 from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import read_tile
 from cache.index import ImageRow, read_index
@@ -70,12 +69,16 @@ def main(params_path: str, index: str, out: str) -> None:
     manifest = _manifest(chosen, rows, backbone)
     with work_folder(out, manifest["fingerprint"]) as work:
         job = _job(chosen, manifest, work, index, layout)
-        todo = _declare(job, manifest, table, layout)
+        folder, done = Path(job.folder), Path(job.done)
+        channels = {**manifest["channels"], "rgb": 3}
+        todo = features.declare(folder, done, channels, table, *layout[1:])
+        if len(todo) < layout.shards:
+            finished = layout.shards - len(todo)
+            click.echo(f"resumed: {finished} of {layout.shards} shards were finished")
         run(fill_shard, [(job, n) for n in todo], chosen.compute.scheduler, "extracting features")
-        features.finish(Path(job.folder), Path(job.done), layout.shards, manifest)
-        publish(job.folder, out)
-        shutil.rmtree(work)
-    gigabytes = features.folder_size(out) / 1e9
+        features.finish(folder, done, layout.shards, manifest)
+        publish(folder, out)
+    gigabytes = size(out) / 1e9
     click.echo(f"{out}: {len(table)} tiles, {sum(sizes)} patches, {gigabytes:.2f} GB")
 
 
@@ -95,20 +98,6 @@ def _job(chosen: params.Params, manifest: dict, work: Path, index: str, layout: 
         device=chosen.compute.device,
         shard_slots=layout.shard,
     )
-
-
-def _declare(job: Job, manifest: dict, table: np.ndarray, layout: Layout) -> list[int]:
-    """Create the arrays, unless a former run did, and list the shards that are still to do."""
-    folder, done = Path(job.folder), Path(job.done)
-    if not done.is_dir():
-        shutil.rmtree(folder, ignore_errors=True)
-        channels = {**manifest["channels"], "rgb": 3}
-        features.create(folder, channels, table, layout.chunk, layout.shard, layout.shards)
-        done.mkdir()
-    todo = [n for n in range(layout.shards) if not features.shard_finished(folder, done, n)]
-    if len(todo) < layout.shards:
-        click.echo(f"resumed: {layout.shards - len(todo)} of {layout.shards} shards were finished")
-    return todo
 
 
 def fill_shard(job: Job, shard: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import click
 import numpy as np
 
 from cache import params, parts
-from cache.artefact import fingerprint, work_folder
+from cache.artefact import fingerprint, size, work_folder
 from cache.features import Features
 from cache.graphs import GroupGraph, write_group, write_pixels
 from cache.jobs import run
@@ -65,8 +64,7 @@ def main(params_path: str, features_path: str, out: str) -> None:
         ]
         run(fill_group, group_jobs, chosen.compute.scheduler, "kNN graphs", "group")
         parts.assemble(work, [*pixel_parts, *names.values()], out, manifest)
-        shutil.rmtree(work)
-    gigabytes = Path(out).stat().st_size / 1e9
+    gigabytes = size(out) / 1e9
     click.echo(f"{out}: {len(groups)} groups of {len(tiles)} tiles, {gigabytes:.2f} GB")
 
 

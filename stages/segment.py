@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -14,7 +12,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from cache import heads, params, parts
-from cache.artefact import fingerprint, work_folder
+from cache.artefact import fingerprint, size, work_folder
 from cache.errors import InputError
 from cache.features import Features
 from cache.index import ImageRow, read_index
@@ -70,8 +68,7 @@ def main(params_path: str, features_path: str, head_path: str, index: str, out: 
         job = Job(str(work), features_path, head_path, mark, *settings)
         names = _fill(job, rows, chosen.compute.scheduler)
         parts.assemble(work, names, out, manifest)
-        shutil.rmtree(work)
-    click.echo(f"{out}: {len(rows)} images, {Path(out).stat().st_size / 1e6:.1f} MB")
+    click.echo(f"{out}: {len(rows)} images, {size(out) / 1e6:.1f} MB")
 
 
 def _fill(job: Job, rows: Sequence[ImageRow], scheduler: str) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +11,7 @@ import click
 import numpy as np
 import torch
 
-from cache import heads, params
+from cache import heads, params, results
 from cache.artefact import fingerprint, publish, work_folder
 from cache.features import Features
 from cache.graphs import Graphs
@@ -25,8 +23,6 @@ from pipeline.head import Head, initialise
 from pipeline.objective import default_beta, learning_rate, temperature
 from pipeline.training import Batch, optimiser, train_step
 from stages import Stage
-
-CURVE = ("step", "loss", "trace", "penalty", "clusters", "tau", "lr")
 
 
 @click.command(cls=Stage)
@@ -53,9 +49,8 @@ def main(params_path: str, features_path: str, graph_path: str, out: str, curve:
             head, rows = _fit(chosen, features, graphs, work)
             centres = _fit_kmeans(chosen, features, tiles, head)
             heads.save_head(work / "head", head.state_dict(), centres, manifest)
-            _write_curve(curve, rows)
+            results.write_curve(curve, rows)
             publish(work / "head", out)
-            shutil.rmtree(work)
     click.echo(f"{out}: K = {chosen.clusters}, {len(rows)} steps, loss {rows[-1]['loss']:.4f}")
 
 
@@ -223,14 +218,6 @@ def _fit_kmeans(
             seed=chosen.seed,
         )
     return {name: model._asdict() for name, model in fitted.items()}
-
-
-def _write_curve(path: str, rows: list[dict]) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CURVE, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ STAGES = {
     "segment": "Turn cached features into label maps at the images' resolution.",
     "eval": "Count clusters against classes and score every matching.",
     "report": "Draw the metrics, curves and gallery as one HTML page.",
+    "scenes": "Draw a labelled data set of streets and landscapes to try things on.",
 }
 
 
@@ -60,7 +61,7 @@ class _Stages(click.Group):
         return importlib.import_module(f"stages.{cmd_name}").main
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Stages, in order"):
+        with formatter.section("Stages, in order (scenes stands apart)"):
             formatter.write_dl(list(STAGES.items()))
 
 

@@ -10,6 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_NO_KEYS = (
+    "extract.keys needs a backbone whose attention has one joint qkv projection; this one has "
+    "none: set extract.keys to false"
+)
+
 
 class Backbone(NamedTuple):
     """A frozen ViT and what the pipeline must know of it; mean and std are per RGB channel."""
@@ -89,7 +94,7 @@ def tokens(
     model = backbone.model
     inputs = normalise_pixels(pixels, backbone.mean, backbone.std)
     caught: list[Tensor] = []
-    joint = model.blocks[-1].attn.qkv if keys else nn.Identity()  # type: ignore[index,union-attr]
+    joint = _projection(model) if keys else nn.Identity()
     thread = threading.get_ident()
 
     def catch(module: nn.Module, given: tuple, result: Tensor) -> None:
@@ -111,6 +116,8 @@ def tokens(
     finally:
         hook.remove()
     found = {f"block_{n:02d}": x.float() for n, x in zip(blocks, levels, strict=True)}
+    if keys and not caught:  # some attentions use the projection's weight without calling it
+        raise ValueError(_NO_KEYS)
     if keys:
         found["keys"] = _keys(model, caught[-1]).float()
     return found
@@ -118,12 +125,15 @@ def tokens(
 
 def check_keys(model: nn.Module) -> None:
     """Raise ValueError where the last block's attention has no joint qkv projection."""
-    attention = model.blocks[-1].attn  # type: ignore[index,union-attr]
-    if not isinstance(getattr(attention, "qkv", None), nn.Module):
-        raise ValueError(
-            "extract.keys needs a backbone whose attention has one joint qkv projection; this one "
-            "has none: set extract.keys to false"
-        )
+    _projection(model)
+
+
+def _projection(model: nn.Module) -> nn.Module:
+    attention = getattr(model.blocks[-1], "attn", None)  # type: ignore[index]
+    joint = getattr(attention, "qkv", None)
+    if not isinstance(joint, nn.Module):
+        raise ValueError(_NO_KEYS)
+    return joint
 
 
 def _keys(model: nn.Module, qkv: Tensor) -> Tensor:

@@ -35,10 +35,9 @@ def fit(
     spherical: bool,
     whiten: int | None,
     seed: int,
+    gpu: bool = True,
 ) -> KMeans:
     """Fit K-means to all the points given; the caller samples.
-
-    Runs on all GPUs that FAISS finds, else on the CPU.
 
     Args:
         points: float32 ``(n, c)``.
@@ -47,6 +46,7 @@ def fit(
         spherical: L2-normalise the points first (and again after whitening), and the centres.
         whiten: project to this many principal components of unit variance; None leaves them.
         seed: of the first centres, which are drawn from the points.
+        gpu: use the GPUs that FAISS finds; without one, or with False, the CPU.
 
     Raises:
         ValueError: fewer points than clusters, a value that is not finite, or more components to
@@ -65,7 +65,7 @@ def fit(
         niter=iterations,
         seed=seed,
         spherical=spherical,
-        gpu=hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0,
+        gpu=gpu and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0,
         min_points_per_centroid=1,  # few points are the caller's choice, not a warning
         max_points_per_centroid=len(points) // clusters + 1,  # no sub-sampling by FAISS
     )

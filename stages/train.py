@@ -216,6 +216,7 @@ def _fit_kmeans(
             spherical=choices.spherical,
             whiten=whiten,
             seed=chosen.seed,
+            gpu=chosen.compute.device != "cpu",
         )
     return {name: model._asdict() for name, model in fitted.items()}
 

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import stages
+from cache.artefact import file_hash
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOURS = np.array([[90, 140, 220], [60, 130, 50], [120, 110, 100], [200, 60, 40]])
@@ -120,10 +121,12 @@ def project(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return Project(tmp_path, weights)
 
 
-def tree_bytes(folder: Path) -> dict[str, bytes]:
-    """Content of every file below a folder, by relative path."""
+def tree_bytes(folder: Path) -> dict[str, str]:
+    """Digest of every file below a folder, or of the one file, by relative path."""
+    if folder.is_file():
+        return {folder.name: file_hash(folder)}
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
+        path.relative_to(folder).as_posix(): file_hash(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

@@ -77,7 +77,7 @@ def test_sizes_and_windows_share_one_table(project: Project) -> None:
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
         [sys.executable, "-m", *arguments], env=environment, stderr=subprocess.PIPE
     )

@@ -77,7 +77,11 @@ def test_sizes_and_windows_share_one_table(project: Project) -> None:
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    # As many threads as here: Dask, once started, leaves OMP_NUM_THREADS=1 in the environment.
+    threads = {
+        name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **threads}
     return subprocess.Popen(
         [sys.executable, "-m", *arguments], env=environment, stderr=subprocess.PIPE
     )

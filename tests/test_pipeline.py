@@ -116,7 +116,11 @@ def test_group_graph_equals_brute_force(project: Project) -> None:
 
 
 def start(stage: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}  # and as many threads as here
+    # As many threads as here: Dask, once started, leaves OMP_NUM_THREADS=1 in the environment.
+    threads = {
+        name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **threads}
     command = [sys.executable, "-m", f"stages.{stage}"]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 

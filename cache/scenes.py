@@ -71,4 +71,4 @@ def _write(root: Path, scene: Scene, palette: np.ndarray) -> None:
     Image.fromarray(scene.image).save(image, quality=95, subsampling=0)
     indices = Image.fromarray(scene.labels)
     indices.putpalette(palette.tobytes())
-    indices.save(label, optimize=True)
+    indices.save(label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.scenes.canvas import BUILDING, Canvas, Material, box, mix, noise, rgb, smooth
+from pipeline.scenes.canvas import BUILDING, Canvas, Material, box, mix, noise, rest, rgb, smooth
 
 WALLS = (
     rgb(206, 190, 160),
@@ -47,7 +47,7 @@ class Facade:
     def __call__(
         self, u: np.ndarray, v: np.ndarray, size: np.ndarray, on: np.ndarray
     ) -> np.ndarray:
-        """Colours ``(n, 3)`` under the light ``on``; see `Material`."""
+        """Colours ``(3, 1, n)`` under the light ``on``; see `Material`."""
         colour = self._wall(u, v, size)
         row = (v - self.base) / self.storey
         cell_u, cell_v = np.floor(u / self.step), np.floor(row)
@@ -62,37 +62,37 @@ class Facade:
             & (np.abs(b + self.high / 2 + 0.06) < 0.025)
             & storeys
         )
-        colour = np.where((frame | sill)[..., None], self.trim, colour)
+        colour = np.where((frame | sill), self.trim, colour)
         below = (np.abs(a) < self.wide / 2 + 0.06) & (b < -self.high / 2 - 0.08) & storeys
-        colour = np.where(below[..., None], colour * 0.78, colour)  # sills keep rain and light off
+        colour = np.where(below, colour * 0.78, colour)  # sills keep rain and light off
         colour = colour * on
         shown = pane & ~(bars & (not self.glass))
-        colour = np.where(shown[..., None], self._pane(a, b, cell_u, cell_v, on), colour)
+        colour = np.where(shown, self._pane(a, b, cell_u, cell_v, on), colour)
         if self.balcony:
-            rail = (np.abs(a) < 0.46) & (b < -0.2) & (b > -0.48) & storeys & (cell_u % 2 == 0)
-            rods = (u % 0.16 < 0.05) | (b > -0.24) | (b < -0.45)
-            colour = np.where((rail & rods)[..., None], rgb(50, 52, 54) * on, colour)
+            rail = (np.abs(a) < 0.46) & (b < -0.2) & (b > -0.48) & storeys & (rest(cell_u, 2) == 0)
+            rods = (rest(u, 0.16) < 0.05) | (b > -0.24) | (b < -0.45)
+            colour = np.where((rail & rods), rgb(50, 52, 54) * on, colour)
         if self.shop:
             colour = self._ground_floor(colour, u, v, on)
-        dirt = smooth(0.0, 2.2, v)[..., None] * 0.35 + 0.65
+        dirt = smooth(0.0, 2.2, v) * 0.35 + 0.65
         return colour * dirt
 
     def _wall(self, u: np.ndarray, v: np.ndarray, size: np.ndarray) -> np.ndarray:
-        stains = 0.22 * noise(u / 3 + self.shift, v / 7, size / 3, 5)
+        stains = 0.22 * noise(u / 3 + self.shift, v / 7, size / 3, 4)
         streaks = 0.16 * noise(u / 0.5 + self.shift, v / 9, size / 0.5, 2)
-        grain = 0.22 * noise(u / 0.12, v / 0.12, size / 0.12, 3)
+        grain = 0.22 * noise(u / 0.12, v / 0.12, size / 0.12, 2)
         shade = 1 + stains + streaks + grain
         if self.brick:
             course = np.floor(v / 0.16)
-            brick = u / 0.42 + 0.5 * (course % 2)
+            brick = u / 0.42 + 0.5 * rest(course, 2)
             tint = 0.35 * noise(np.floor(brick) * 1.31, course * 1.73, size / 0.4, 1)
-            joint = (v / 0.16 % 1 < 0.16) | (brick % 1 < 0.07)
-            shade = shade + tint + 0.45 * joint * smooth(0.08, 0.02, size)
-        band = (np.abs((v - self.base) % self.storey) < 0.14) & (v > self.base - 0.1)
+            joint = (rest(v / 0.16) < 0.16) | (rest(brick) < 0.07)
+            shade = shade + tint + np.float32(0.45) * joint * smooth(0.08, 0.02, size)
+        band = (rest(v - self.base, self.storey) < 0.14) & (v > self.base - 0.1)
         cornice = v > self.tall - 0.45
-        colour = np.where((band | cornice)[..., None], self.trim, self.wall)
+        colour = np.where((band | cornice), self.trim, self.wall)
         under = (v < self.tall - 0.45) & (v > self.tall - 0.75)
-        return colour * (shade * np.where(under, 0.55, 1.0))[..., None]
+        return colour * np.where(under, 0.55 * shade, shade)
 
     def _pane(
         self, a: np.ndarray, b: np.ndarray, cell_u: np.ndarray, cell_v: np.ndarray, on: np.ndarray
@@ -104,20 +104,16 @@ class Facade:
         sky = smooth(-0.4, 0.5, b + 0.5 * die - 0.25 + a * (other - 0.5))
         colour = mix(rgb(16, 20, 24), light.horizon * 0.7, (0.12 + 0.5 * die) * sky)
         curtain = (np.abs(a) > 0.5 * self.wide * other) & (die > 0.45) & (not self.glass)
-        colour = np.where(
-            curtain[..., None], mix(colour, rgb(200, 196, 186) * on * 0.6, 0.7), colour
-        )
-        deep = smooth(self.high / 2, self.high / 2 - 0.12, b)[..., None]
-        lit = (other < light.lamps)[..., None]
-        return np.where(
-            lit, rgb(255, 206, 130) * (0.7 + die[..., None]), colour * (0.35 + 0.65 * deep)
-        )
+        colour = np.where(curtain, mix(colour, rgb(200, 196, 186) * on * 0.6, 0.7), colour)
+        deep = smooth(self.high / 2, self.high / 2 - 0.12, b)
+        lit = other < light.lamps
+        return np.where(lit, rgb(255, 206, 130) * (0.7 + die), colour * (0.35 + 0.65 * deep))
 
     def _ground_floor(
         self, colour: np.ndarray, u: np.ndarray, v: np.ndarray, on: np.ndarray
     ) -> np.ndarray:
         bay = 3.6
-        cell, a = np.floor(u / bay), u % bay
+        cell, a = np.floor(u / bay), rest(u, bay)
         die = self.dice[cell.astype(int) % 32, 3]
         top = self.base - 0.85
         window = (a > 0.3) & (a < bay - 0.3) & (v > 0.55) & (v < top)
@@ -127,8 +123,8 @@ class Facade:
         shown = mix(rgb(30, 32, 34), self.canvas.light.horizon * 0.6, sky)
         shown = mix(shown, mix(self.awning, rgb(210, 190, 150), die) * on * 0.5, 0.7 * goods)
         shown = shown + rgb(250, 220, 160) * (0.7 * self.canvas.light.lamps)
-        colour = np.where(window[..., None], shown, colour)
-        colour = np.where(door[..., None], rgb(54, 40, 32) * on, colour)
+        colour = np.where(window, shown, colour)
+        colour = np.where(door, rgb(54, 40, 32) * on, colour)
         board = (a > 0.2) & (a < bay - 0.2) & (v > top + 0.1) & (v < self.base - 0.2)
         name = (
             board
@@ -137,28 +133,35 @@ class Facade:
             & (np.abs(a - 1.8) < 1.1)
         )
         tone = mix(self.awning, rgb(60, 60, 66), die)
-        colour = np.where(board[..., None], tone * on, colour)
-        return np.where(name[..., None], rgb(238, 232, 214) * on, colour)
+        colour = np.where(board, tone * on, colour)
+        return np.where(name, rgb(238, 232, 214) * on, colour)
 
 
 def row_house(
     canvas: Canvas,
     generator: np.random.Generator,
+    side: int,
     x: float,
     near: float,
     far: float,
     tall: float,
     shop: bool,
+    hidden: float,
 ) -> None:
-    """A building of a street row: its wall stands along z at x, from ``near`` to ``far``."""
+    """A building of a street row: its wall stands along z at x, from ``near`` to ``far``.
+
+    Args:
+        side: of the road, -1 or 1.
+        hidden: height up to which a nearer house hides its gable, m.
+    """
     face = Facade(canvas, generator, tall, shop)
-    long, deep, side = far - near, 12.0, np.sign(x)
+    long, deep = far - near, 12.0
     rise = generator.uniform(1.5, 3) if generator.random() < 0.45 else 0.0
     end = face if generator.random() < 0.6 else _blind(face)
-    if near > 1:
-        ridge = 3.0 if x > 0 else deep - 3.0
-        gable = [(0, 0), (deep, 0), (deep, tall), (ridge, tall + rise), (0, tall)]
-        left = x if x > 0 else x - deep
+    if near > 1 and hidden < tall + rise:
+        ridge, low = 3.0 if side > 0 else deep - 3.0, min(hidden, tall)
+        gable = [(0, low), (deep, low), (deep, tall), (ridge, tall + rise), (0, tall)]
+        left = x if side > 0 else x - deep
         canvas.plane((left, 0, near), ACROSS, UP, gable, end, BUILDING)
     canvas.plane((x, 0, near), ALONG, UP, box(long, tall), face, BUILDING)
     if rise:
@@ -184,7 +187,7 @@ def _brick(generator: np.random.Generator) -> Material:
     colour = BRICKS[generator.integers(len(BRICKS))]
 
     def material(u: np.ndarray, v: np.ndarray, size: np.ndarray, on: np.ndarray) -> np.ndarray:
-        return colour * on * (1 + 0.4 * noise(u * 3, v * 8, size * 8, 3))[..., None]
+        return colour * on * (1 + 0.4 * noise(u * 3, v * 8, size * 8, 2))
 
     return material
 
@@ -197,10 +200,12 @@ def _tiles(canvas: Canvas, generator: np.random.Generator) -> Material:
     def material(u: np.ndarray, v: np.ndarray, size: np.ndarray, on: np.ndarray) -> np.ndarray:
         course = np.floor(v / 0.3)
         fine = smooth(0.2, 0.05, size)
-        tint = 0.3 * noise(np.floor(u / 0.25 + 0.5 * (course % 2)) * 1.3, course * 1.7, octaves=1)
-        lower = 0.35 * (v / 0.3 % 1 < 0.25)
+        tint = 0.3 * noise(
+            np.floor(u / 0.25 + 0.5 * rest(course, 2)) * 1.3, course * 1.7, octaves=1
+        )
+        lower = 0.35 * (rest(v / 0.3) < 0.25)
         shade = 1 + (tint - lower) * fine + 0.3 * noise(u / 2, v / 2, size / 2, 4)
-        tiled = mix(colour * shade[..., None], rgb(236, 240, 248), 0.9 * snow)
+        tiled = mix(colour * shade, rgb(236, 240, 248), 0.9 * snow)
         return tiled * on
 
     return material
@@ -257,7 +262,7 @@ def _door(generator: np.random.Generator) -> Material:
     colour = rgb(*generator.integers(30, 130, 3))
 
     def material(u: np.ndarray, v: np.ndarray, size: np.ndarray, on: np.ndarray) -> np.ndarray:
-        panel = (np.abs(u % 0.5 - 0.25) > 0.19) | (np.abs(v % 0.7 - 0.35) > 0.28)
-        return colour * on * (0.75 + 0.35 * panel)[..., None]
+        panel = (np.abs(rest(u, 0.5) - 0.25) > 0.19) | (np.abs(rest(v, 0.7) - 0.35) > 0.28)
+        return colour * on * (0.75 + 0.35 * panel)
 
     return material

@@ -1,4 +1,7 @@
-"""What a drawn scene stands on and before: sky, mountains, wooded hills, ground and water."""
+"""What a drawn scene stands on and before: sky, mountains, wooded hills, ground and water.
+
+What fog swallows is not painted: the sky stays there, in the picture and in the labels.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pipeline.scenes.canvas import (
     MOUNTAIN,
     PAVEMENT,
     ROAD,
+    SCALE,
     SKY,
     TREE,
     WATER,
@@ -20,6 +24,7 @@ from pipeline.scenes.canvas import (
     Outline,
     mix,
     noise,
+    rest,
     rgb,
     smooth,
 )
@@ -29,16 +34,16 @@ SNOW = rgb(236, 240, 248)
 
 
 def sky(canvas: Canvas, shift: Shift) -> None:
-    """Paint the sky over the whole canvas: gradient, glow around the sun, clouds."""
+    """Paint the sky: gradient, glow around the sun, clouds; below the horizon its last row."""
     light = canvas.light
-    window = (slice(0, canvas.height), slice(0, canvas.width))
-    dx, dy = canvas.rays(window)
-    height = np.maximum(dy, 0)
+    level = min(canvas.height, SCALE * (max(0, int(canvas.camera.horizon)) // SCALE + 1))
+    dx, dy = canvas.rays((slice(0, level), slice(0, canvas.width)))
+    dx, height = dx[:, ::SCALE], np.maximum(dy[::SCALE], 0)  # one sample a pixel: it is smooth
     colour = mix(light.horizon, light.zenith, smooth(0, 0.75, height) ** 0.6)
-    length = np.sqrt(dx * dx + dy * dy + 1)
-    near_sun = np.clip((dx * light.sun[0] + dy * light.sun[1] + light.sun[2]) / length, 0, 1)
+    length = np.sqrt(dx * dx + height * height + 1)
+    near_sun = np.clip((dx * light.sun[0] + height * light.sun[1] + light.sun[2]) / length, 0, 1)
     glow = near_sun**24 * 0.5 + near_sun**400 * 3.0
-    colour = colour + light.direct * (glow * (1 - 0.9 * light.clouds))[..., None]
+    colour = colour + light.direct * (glow * (1 - 0.9 * light.clouds))
     distance = 1 / (height + 0.09)  # clouds lie on a plane overhead
     u, v = dx * distance * 0.45 + shift[0], distance * 0.55 + shift[1]
     shape = noise(u, v, octaves=6)
@@ -48,7 +53,9 @@ def sky(canvas: Canvas, shift: Shift) -> None:
     grey = light.ambient * 0.42 + light.direct * 0.06
     cloud = mix(bright, grey, smooth(-0.5, 0.9, 0.6 * shape + 0.5 * lit + 0.4 * light.clouds))
     cover = cover * smooth(0, 0.06, height) * 0.92
-    canvas.colour[:] = mix(colour, cloud, cover)
+    seen = mix(colour, cloud, cover).repeat(SCALE, axis=1).repeat(SCALE, axis=2)
+    canvas.colour[:, :level] = seen
+    canvas.colour[:, level:] = seen[:, -1:]
     canvas.labels[:] = SKY
 
 
@@ -76,8 +83,10 @@ def mountains(canvas: Canvas, shift: Shift, top: float, z: float, rock: np.ndarr
     Args:
         top: height of the highest summits in the picture, as a share of the canvas.
         z: distance, m.
-        rock: colour ``(3,)``.
+        rock: its colour.
     """
+    if z > canvas.light.reach:
+        return
     base = canvas.camera.horizon + 3
     # 1 - |noise| has sharp crests and round valleys, as mountains have.
     x = np.arange(canvas.width, dtype=np.float32)[None] / canvas.width * 1.6 + shift[0]
@@ -101,12 +110,14 @@ def mountains(canvas: Canvas, shift: Shift, top: float, z: float, rock: np.ndarr
     cover = smooth(0.78 - 0.5 * light.snow, 0.9 - 0.5 * light.snow, high)
     wood = mix(light.grass * 0.6, rock, smooth(0.12, 0.4, high))
     colour = mix(wood, SNOW, cover) * light.ambient * 0.85
-    colour = colour + mix(wood, SNOW, cover) * light.direct * sunlit[..., None] * 0.8
+    colour = colour + mix(wood, SNOW, cover) * light.direct * sunlit * 0.8
     canvas.paint(window, mask, colour, MOUNTAIN, z)
 
 
 def woods(canvas: Canvas, shift: Shift, top: float, z: float, waves: float) -> None:
     """Paint a wooded hill: crowns in rows that get smaller towards its top. Label: tree."""
+    if z > canvas.light.reach:
+        return
     base = canvas.camera.horizon + canvas.camera.focal * canvas.camera.height / z + 2
     crown = canvas.camera.focal * 5 / z  # samples per crown
     line = base - canvas.height * top * (0.25 + 0.75 * _ridge(canvas, shift, waves, 3))
@@ -120,7 +131,7 @@ def woods(canvas: Canvas, shift: Shift, top: float, z: float, waves: float) -> N
     u, v = x / crown + shift[0], (y - 0.6 * line) / crown * 1.1 + shift[1]
     clumps = np.abs(noise(u, v, octaves=2)) * 1.4  # |noise| has dark creases between bumps
     leaves = noise(u * 4, v * 4, octaves=4)
-    lit = np.clip(0.25 + 0.75 * clumps + 0.35 * leaves, 0.05, 1.3)[..., None]
+    lit = np.clip(0.25 + 0.75 * clumps + 0.35 * leaves, 0.05, 1.3)
     light = canvas.light
     kind = smooth(-0.3, 0.5, noise(u * 0.31, v * 0.31, octaves=2))
     green = mix(light.foliage[0], light.foliage[-1], kind) * 0.8
@@ -131,6 +142,8 @@ def woods(canvas: Canvas, shift: Shift, top: float, z: float, waves: float) -> N
 
 def hills(canvas: Canvas, shift: Shift, top: float, z: float) -> None:
     """Paint a rolling hill of meadows, fields and hedges. Label: grass."""
+    if z > canvas.light.reach:
+        return
     base = canvas.camera.horizon + canvas.camera.focal * canvas.camera.height / z + 2
     line = base - canvas.height * top * (0.15 + 0.85 * _ridge(canvas, shift, 1.3, 2))
     window = (slice(max(0, int(line.min())), min(canvas.height, int(base))), slice(0, line.size))
@@ -142,7 +155,7 @@ def hills(canvas: Canvas, shift: Shift, top: float, z: float) -> None:
     hedge = np.abs(noise(x * 4 + shift[1], depth * 18 + shift[0], octaves=1)) < 0.05
     grain = 1 + 0.5 * noise(x * 90, y / canvas.height * 150, octaves=3)
     colour = mix(light.grass, rgb(168, 152, 92), smooth(0.0, 0.15, field))
-    colour = np.where(hedge[..., None], light.foliage[0] * 0.6, colour) * grain[..., None]
+    colour = np.where(hedge, light.foliage[0] * 0.6, colour) * grain
     colour = mix(colour, SNOW, 0.8 * light.snow) * light.on(np.array([0.0, 0.9, -0.4]))
     canvas.paint(window, y >= line, colour, GRASS, z)
 
@@ -165,22 +178,24 @@ class Strip:
 class Ground:
     """The plane y = 0 below the horizon: world coordinates of its samples, and how to fill it.
 
-    Coordinates are those of the n samples of ``mask`` ``(h, w)``: what covers little costs little.
+    ``samples`` ``(n)`` are places in the flattened canvas and x, z ``(n)`` their coordinates in m:
+    what covers little costs little. It ends where fog hides it.
     """
 
     def __init__(self, canvas: Canvas, shift: Shift) -> None:
         self.canvas = canvas
-        top = min(canvas.height - 1, max(0, int(np.ceil(canvas.camera.horizon)) + 1))
-        self.window = (slice(top, canvas.height), slice(0, canvas.width))
-        dx, dy = canvas.rays(self.window)
-        z = canvas.camera.height / np.maximum(-dy, 1e-4)  # (h, 1)
-        self.mask = np.ones((dy.size, dx.size), bool)
-        self.light = canvas.light.on(np.array([0.0, 1.0, 0.0])).astype(np.float32)
+        camera = canvas.camera
+        last = camera.horizon + camera.focal * camera.height / canvas.light.reach
+        top = min(canvas.height - 1, max(0, int(np.ceil(max(last, camera.horizon + 1)))))
+        dx, dy = canvas.rays((slice(top, canvas.height), slice(0, canvas.width)))
+        z = camera.height / np.maximum(-dy, 1e-4)  # (h, 1)
+        self.samples = np.arange(top * canvas.width, canvas.labels.size)
+        self.light = canvas.light.on(np.array([0.0, 1.0, 0.0]))
         self.shift = shift
-        self._place((dx * z).ravel(), np.broadcast_to(z, self.mask.shape).ravel())
+        self._place((dx * z).ravel(), np.repeat(z.ravel(), canvas.width))
 
     def _place(self, x: np.ndarray, z: np.ndarray) -> None:
-        self.x, self.z = x.astype(np.float32), z.astype(np.float32)
+        self.x, self.z = x, z
         # A sample is much longer in z than in x; the geometric mean keeps texture without moire.
         self.flat = self.z / self.canvas.camera.focal
         self.size = self.flat * np.sqrt(np.maximum(self.z / self.canvas.camera.height, 1))
@@ -189,8 +204,7 @@ class Ground:
     def part(self, inside: np.ndarray) -> Ground:
         """The samples where ``inside`` ``(n)`` holds."""
         other = copy(self)
-        other.mask = self.mask.copy()
-        other.mask[self.mask] = inside
+        other.samples = self.samples[inside]
         other._place(self.x[inside], self.z[inside])
         return other
 
@@ -205,15 +219,15 @@ class Ground:
         return noise(self.u / wavelength, v, self.flat / wavelength, octaves)
 
     def paint(self, colour: np.ndarray, label: int) -> None:
-        """Give all samples their albedo ``(n, 3)`` and the label."""
-        self.canvas.put(self.window, self.mask, colour * self.light, label, self.z)
+        """Give all samples their albedo ``(3, 1, n)`` and the label."""
+        self.canvas.put(self.samples, colour * self.light, label, self.z)
 
     def snowed(self, colour: np.ndarray, share: float) -> np.ndarray:
-        """Colours ``(n, 3)`` under patchy snow."""
+        """Colours ``(3, 1, n)`` under patchy snow."""
         if not self.canvas.light.snow:
             return colour
         cover = smooth(-0.5, 0.1, self.noise(2.5, 4) + 1.4 * share * self.canvas.light.snow - 0.6)
-        return mix(colour, SNOW * (1 + 0.06 * self.noise(0.8, 3))[..., None], cover)
+        return mix(colour, SNOW * (1 + 0.06 * self.noise(0.8, 3)), cover)
 
 
 def meadow(ground: Ground, flowers: float) -> None:
@@ -221,15 +235,15 @@ def meadow(ground: Ground, flowers: float) -> None:
     green = ground.canvas.light.grass
     dry = mix(green, rgb(150, 138, 84), 0.55)
     fields = np.sign(ground.noise(60, 2, 0.6)) * smooth(25, 90, ground.z)
-    colour = mix(green, dry, smooth(-0.3, 0.9, ground.noise(6, 3) + 0.45 * fields))
+    colour = mix(green, dry, smooth(-0.3, 0.9, ground.noise(6, 2) + 0.45 * fields))
     blades = ground.upright(0.1, 4, 0.65)
-    tufts = ground.upright(0.6, 4, 0.6)
-    colour = colour * np.clip(1 + 0.75 * blades + 0.5 * tufts, 0.12, 2.2)[..., None]
+    tufts = ground.upright(0.6, 2, 0.6)
+    colour = colour * np.clip(1 + 0.75 * blades + 0.5 * tufts, 0.12, 2.2)
     if flowers:
         bloom = (ground.upright(0.09, 2) > 0.95 - 0.3 * flowers) & (ground.noise(4, 2) > -0.1)
-        yellow = (ground.noise(0.9, 1) > 0)[..., None]
+        yellow = ground.noise(0.9, 1) > 0
         petals = np.where(yellow, rgb(236, 216, 70), rgb(238, 236, 244))
-        colour = np.where(bloom[..., None], petals, colour)
+        colour = np.where(bloom, petals, colour)
     ground.paint(ground.snowed(colour, 1.0), GRASS)
 
 
@@ -245,15 +259,15 @@ def asphalt(ground: Ground, strip: Strip, tone: float, dashes: float) -> None:
     light = ground.canvas.light
     tracks = np.cos(across / strip.half * 2 * np.pi) * 0.1
     patch = 0.16 * np.sign(ground.noise(5, 1, 2.5) - 0.75)
-    grain = 0.36 * ground.noise(0.07, 3) + 0.18 * ground.noise(1.3, 4, 4) + tracks + patch
+    grain = 0.36 * ground.noise(0.07, 2) + 0.18 * ground.noise(1.3, 4, 4) + tracks + patch
     crack = smooth(0.05, 0.0, np.abs(ground.noise(3, 4, 1.5))) * smooth(26, 8, ground.z)
-    colour = rgb(tone, tone, tone * 1.03) * np.clip(1 + grain - 0.4 * crack, 0.3, 2)[..., None]
+    colour = rgb(tone, tone, tone * 1.03) * np.clip(1 + grain - 0.4 * crack, 0.3, 2)
     colour = colour * (1 - 0.45 * light.wet)
     thick = np.maximum(0.07, ground.flat * 0.7)
-    worn = ground.noise(0.5, 3) > -0.75
-    middle = (np.abs(across) < thick) & (ground.v % dashes < 0.55 * dashes) & worn
+    worn = ground.noise(0.5, 2) > -0.75
+    middle = (np.abs(across) < thick) & (rest(ground.v, dashes) < 0.55 * dashes) & worn
     edge = (np.abs(np.abs(across) - strip.half + 0.35) < thick * 0.8) & worn
-    colour = np.where((middle | edge)[..., None], rgb(205, 203, 194), colour)
+    colour = np.where((middle | edge), rgb(205, 203, 194), colour)
     colour = ground.snowed(colour, 0.35)
     shine = light.wet * (0.25 + 0.5 * smooth(0.0, 0.6, ground.noise(2.2, 3, 3)))
     mirror = shine * np.clip(ground.z / 30, 0.12, 1)
@@ -268,7 +282,7 @@ def dirt(ground: Ground, strip: Strip, earth: np.ndarray) -> None:
     across = np.abs(ground.x - strip.middle(ground.z))
     rut = smooth(0.3, 0.0, np.abs(across - 0.55 * strip.half))
     grain = 0.45 * ground.noise(0.12, 3) + 0.25 * ground.noise(1.1, 3) + 0.15 * rut
-    colour = earth * np.clip(1 + grain, 0.3, 2)[..., None]
+    colour = earth * np.clip(1 + grain, 0.3, 2)
     ground.paint(ground.snowed(colour, 0.5), ROAD)
 
 
@@ -276,9 +290,9 @@ def crossing(ground: Ground, strip: Strip, z: float) -> None:
     """White bars of a zebra crossing at distance z, on a road that is painted already."""
     ground = ground.part(np.abs(ground.z - z) < 1.6)
     across = ground.x - strip.middle(ground.z)
-    bars = (np.abs(across) < strip.half - 0.4) & (across % 1.0 < 0.5)
+    bars = (np.abs(across) < strip.half - 0.4) & (rest(across) < 0.5)
     ground = ground.part(bars & (ground.noise(0.5, 3) > -0.7))
-    ground.paint(np.broadcast_to(rgb(208, 206, 200), (ground.x.size, 3)), ROAD)
+    ground.paint(rgb(208, 206, 200), ROAD)
 
 
 def pavement(ground: Ground, strip: Strip, inner: float, outer: float, stone: np.ndarray) -> None:
@@ -293,12 +307,12 @@ def pavement(ground: Ground, strip: Strip, inner: float, outer: float, stone: np
     a, b = across / 0.6, ground.v / 0.6
     cell = noise(np.floor(a) * 1.37 + 0.2, np.floor(b) * 1.91 + 0.7, octaves=1) * 0.28
     fine = smooth(0.35, 0.1, ground.size)
-    gap = np.maximum(np.abs(a % 1 - 0.5), np.abs(b % 1 - 0.5)) > 0.46
-    grain = 0.3 * ground.noise(0.1, 3) + 0.22 * ground.noise(1.8, 4) + cell * fine
-    colour = stone * np.clip(1 + grain - 0.42 * gap * fine, 0.3, 2)[..., None]
-    kerb = stone * 1.25 * (1 + 0.15 * ground.noise(0.4, 2))[..., None]
-    colour = np.where((across < 0.16)[..., None], kerb, colour)
-    colour = np.where((across < 0.04)[..., None], colour * 0.35, colour)
+    gap = np.maximum(np.abs(rest(a) - 0.5), np.abs(rest(b) - 0.5)) > 0.46
+    grain = 0.3 * ground.noise(0.1, 2) + 0.22 * ground.noise(1.8, 4) + cell * fine
+    colour = stone * np.clip(1 + grain - 0.42 * gap * fine, 0.3, 2)
+    kerb = stone * 1.25 * (1 + 0.15 * ground.noise(0.4, 2))
+    colour = np.where((across < 0.16), kerb, colour)
+    colour = np.where((across < 0.04), colour * 0.35, colour)
     colour = colour * (1 - 0.35 * ground.canvas.light.wet)
     ground.paint(ground.snowed(colour, 0.6), PAVEMENT)
 
@@ -306,37 +320,39 @@ def pavement(ground: Ground, strip: Strip, inner: float, outer: float, stone: np
 def lake(
     ground: Ground, middle: tuple[float, float], axes: tuple[float, float], road: Strip
 ) -> None:
-    """A lake that mirrors what is painted; it keeps off the road.
+    """A lake that mirrors what is painted behind it; it keeps off the road.
 
     Args:
         middle, axes: its middle (x, z) and its half axes across and along, m.
     """
     (x, z), (wide, long) = middle, axes
+    ground = ground.part(np.abs(ground.z - z) < 1.7 * long)  # the rest can't lie in it
     away = ((ground.x - x) / wide) ** 2 + ((ground.z - z) / long) ** 2 + 0.5 * ground.noise(14, 4)
     dry = (ground.x - road.middle(ground.z)) * np.sign(-x) + road.half + 3 + ground.noise(5, 3)
     away = np.maximum(away, 1 + 0.2 * dry)
     shore = ground.part((away >= 1) & (away < 1.05 + 0.6 / wide))
-    grain = np.clip(1 + 0.5 * shore.noise(0.3, 3), 0.3, 2)[..., None]
+    grain = np.clip(1 + 0.5 * shore.noise(0.3, 3), 0.3, 2)
     shore.paint(rgb(132, 118, 92) * grain, GRASS)
     ground, canvas = ground.part(away < 1), ground.canvas
-    row, column = np.nonzero(ground.mask)
-    waves = ground.noise(0.5, 4, 1.0) * np.clip(12 / ground.z, 0.15, 1)
-    # Far waves are seen at a grazing angle: they smear the mirror image up and down.
-    smear = 14 * waves + 3 * noise(row / 3.0, row * 0.0, octaves=1)
-    up = 2 * canvas.camera.horizon - (row + ground.window[0].start) + smear
-    image = canvas.colour[
-        np.clip(up, 0, canvas.height - 1).astype(np.intp),
-        np.clip(column + 5 * waves, 0, canvas.width - 1).astype(np.intp),
-    ]
+    if not ground.samples.size:
+        return
+    row, column = np.divmod(ground.samples, canvas.width)
+    waves = ground.noise(0.5, 4, 1.0) * np.clip(9 / ground.z, 0.12, 0.6)
+    # Far waves are seen at a grazing angle: they smear the mirror image up and down. What stands
+    # behind the lake is mirrored at its far shore.
+    smear = 12 * waves + 3 * noise(row / 3.0, row * 0.0, octaves=1)
+    up = np.clip(2 * row[0] - row + smear, 0, canvas.height - 1).astype(np.intp)
+    along = np.clip(column + 5 * waves, 0, canvas.width - 1).astype(np.intp)
+    image = canvas.colour[:, None, up, along]
     deep = rgb(28, 58, 62) * ground.light
     mirror = np.clip(0.35 + 0.5 * smooth(2, 40, ground.z) + 0.5 * waves, 0, 0.95)
-    colour = mix(deep, image, mirror) * (1 + 0.5 * waves)[..., None]
-    canvas.put(ground.window, ground.mask, colour, WATER, ground.z * 0.3)
+    colour = mix(deep, image, mirror) * (1 + 0.5 * waves)
+    canvas.put(ground.samples, colour, WATER, ground.z * 0.3)
 
 
 def shadows(canvas: Canvas, contacts: Sequence[Outline], cast: Sequence[Outline]) -> None:
     """Darken the ground under things, and where they keep the sun off; outlines of (x, z)."""
-    canvas.shade(contacts, 0.5)
     light = canvas.light
     sun = light.direct.sum() * float(light.sun[1])
-    canvas.shade(cast, float(0.92 * sun / (sun + light.ambient.sum())))
+    cut = float(0.92 * sun / (sun + light.ambient.sum()))
+    canvas.shade([(contacts, 0.5), (cast, cut)])

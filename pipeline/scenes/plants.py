@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -30,8 +32,8 @@ def _clump(
         0.25 + 0.75 * (u * sun[0] + v * sun[1] - 0.7 * face * sun[2]) + 0.4 * leaves, 0, 1.2
     )
     open_sky = np.clip(0.55 + 0.5 * v + 0.4 * leaves, 0.08, 1.2)
-    light = canvas.light.ambient * open_sky[..., None] + canvas.light.direct * lit[..., None] * 0.8
-    colour = leaf * light * (1 + 0.4 * leaves[..., None])
+    light = canvas.light.ambient * open_sky + canvas.light.direct * lit * 0.8
+    colour = leaf * light * (1 + 0.4 * leaves)
     if canvas.light.snow:
         colour = mix(colour, rgb(232, 236, 246) * light, smooth(0.25, 0.6, v + 0.5 * leaves))
     canvas.paint(window, distance < 0.85, colour, TREE, z)
@@ -42,7 +44,7 @@ def leafy_tree(canvas: Canvas, generator: Generator, x: float, z: float, height:
     light = canvas.light
     bark = BARK[generator.integers(len(BARK))]
     leaf = light.foliage[generator.integers(len(light.foliage))] * generator.uniform(0.75, 1.2)
-    wide = height * generator.uniform(0.24, 0.4)
+    wide = height * generator.uniform(0.28, 0.4)
     low = height * generator.uniform(0.22, 0.36)
     trunk = 0.022 * height
     limb(canvas, x, z, [(0, 0), (0.02 * height, 0.6 * height)], (trunk, 0.6 * trunk), bark, TREE)
@@ -50,13 +52,13 @@ def leafy_tree(canvas: Canvas, generator: Generator, x: float, z: float, height:
         bough = [(0.01 * height, low), (side * 0.5 * wide, low + 0.25 * height)]
         limb(canvas, x, z, bough, (0.5 * trunk, 0.25 * trunk), bark, TREE)
     seen = canvas.camera.focal * height / z
-    count = int(np.clip(seen / 12, 5, 34))
+    count = int(np.clip(seen / 12, 9, 34))
     middle, half = (low + height) / 2, (height - low) / 2
     clumps = []
     for number in range(count):
-        turn, away = number * 2.4, np.sqrt((number + 0.5) / count)
-        cx = wide * 0.8 * away * np.cos(turn) + generator.normal(0, 0.06) * wide
-        cy = middle + half * 0.78 * away * np.sin(turn) + generator.normal(0, 0.06) * half
+        turn, away = number * 2.4, math.sqrt((number + 0.5) / count)
+        cx = wide * (0.8 * away * math.cos(turn) + generator.normal(0, 0.06))
+        cy = middle + half * (0.78 * away * math.sin(turn) + generator.normal(0, 0.06))
         clumps.append(
             (generator.uniform(0.25, 0.42) * wide + 0.5 * wide * (1 - away) * 0.5, cx, cy)
         )
@@ -95,9 +97,9 @@ def conifer(canvas: Canvas, generator: Generator, x: float, z: float, height: fl
         0.3 + 0.5 * side - 0.25 * light.sun[2] + 0.6 * needles + 0.4 * whorl - 0.2, 0.02, 1
     )
     open_sky = np.clip(0.3 + 0.45 * whorl + 0.5 * needles, 0.06, 1)
-    shade = light.ambient * open_sky[..., None] + light.direct * lit[..., None] * 0.7
+    shade = light.ambient * open_sky + light.direct * lit * 0.7
     green = rgb(44, 76, 48) * generator.uniform(0.7, 1.3)
-    colour = green * shade * (1 + 0.4 * needles[..., None])
+    colour = green * shade * (1 + 0.4 * needles)
     if light.snow:
         colour = mix(colour, rgb(232, 236, 246) * shade, smooth(0.5, 0.9, whorl + 0.5 * needles))
     canvas.paint(window, mask, colour, TREE, z)
@@ -112,20 +114,24 @@ def bare_tree(canvas: Canvas, generator: Generator, x: float, z: float, height: 
     scale = canvas.camera.focal / z
     mask = Image.new("L", (dx.size, dy.size))
     draw = ImageDraw.Draw(mask)
-    corner = (float(dx[0, 0]), float(dy[0, 0]))
-
-    def branch(px: float, py: float, turn: float, long: float, left: int) -> None:
-        qx, qy = px + long * np.sin(turn), py + long * np.cos(turn)
-        width = max(1, round(scale * 0.011 * height * 0.66 ** (6 - left) * 2))
-        ends = [((a - corner[0]) * scale, (corner[1] - b) * scale) for a, b in ((px, py), (qx, qy))]
-        draw.line(ends, fill=1, width=width)
-        if left and long * scale > 1.5:
-            for side in (-1, 1, generator.uniform(-0.6, 0.6)):
-                bend = side * generator.uniform(0.25, 0.6)
-                branch(qx, qy, 0.9 * turn + bend, long * generator.uniform(0.6, 0.8), left - 1)
-
-    branch(0.0, 0.0, generator.normal(0, 0.04), 0.27 * height, 6)
+    x0, y0, turn, long = (
+        np.array([v]) for v in (0.0, 0.0, generator.normal(0, 0.04), 0.27 * height)
+    )
+    for fork in range(7):
+        x1, y1 = x0 + long * np.sin(turn), y0 + long * np.cos(turn)
+        ends = scale * np.stack(
+            [x0 - dx[0, 0], dy[0, 0] - y0, x1 - dx[0, 0], dy[0, 0] - y1], axis=1
+        )
+        width = max(1, round(scale * 0.022 * height * 0.66**fork))
+        for line in ends.tolist():
+            draw.line(line, fill=1, width=width)
+        kept = long * scale > 2.5  # samples; what is shorter does not fork
+        x0, y0, turn, long = (np.tile(values[kept], 3) for values in (x1, y1, turn, long))
+        side = np.repeat([-1.0, 1.0, 0.0], kept.sum())
+        side = np.where(side == 0, generator.uniform(-0.6, 0.6, side.size), side)
+        turn = 0.9 * turn + side * generator.uniform(0.25, 0.6, side.size)
+        long = long * generator.uniform(0.6, 0.8, side.size)
     bark = BARK[generator.integers(len(BARK))] * 0.8
-    grain = 1 + 0.5 * noise(dx * 6, dy * 1.5, scale * 0, 3)[..., None]
+    grain = 1 + 0.5 * noise(dx * 6, dy * 1.5, scale * 0, 3)
     light = canvas.light.ambient * 0.7 + canvas.light.direct * 0.35
     canvas.paint(window, np.asarray(mask, dtype=bool), bark * light * grain, TREE, z)

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageFilter
 
 from pipeline.scenes.buildings import house, row_house
 from pipeline.scenes.canvas import (
-    CLASSES,
     SCALE,
     Camera,
     Canvas,
@@ -23,9 +21,8 @@ from pipeline.scenes.canvas import (
     Outline,
     disc,
     mix,
-    noise,
     rgb,
-    smooth,
+    tint,
 )
 from pipeline.scenes.cars import car
 from pipeline.scenes.grounds import (
@@ -43,6 +40,7 @@ from pipeline.scenes.grounds import (
     sky,
     woods,
 )
+from pipeline.scenes.photo import develop, vote
 from pipeline.scenes.plants import bare_tree, bush, conifer, leafy_tree
 from pipeline.scenes.things import cast, lamp_post, mast, person, sign, traffic_light
 from pipeline.scenes.weather import weather
@@ -53,6 +51,11 @@ Generator = np.random.Generator
 def scene_generator(seed: int, split: int, number: int) -> Generator:
     """The generator of one scene; it does not depend on how many scenes are drawn."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, number)))
+
+
+def numbered_scene(seed: int, split: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """`draw_scene` by numbers alone, for a process of its own."""
+    return draw_scene(scene_generator(seed, split, number))
 
 
 def draw_scene(
@@ -71,7 +74,7 @@ def draw_scene(
     light = weather(generator)
     compose = _street if generator.random() < 0.5 else _landscape
     canvas = compose(generator, light, height, width)
-    return _develop(canvas, generator), _vote(canvas.labels)
+    return develop(canvas, generator), vote(canvas.labels)
 
 
 @dataclass
@@ -84,14 +87,12 @@ class _Things:
     contacts: list[Outline] = field(default_factory=list)
     casts: list[Outline] = field(default_factory=list)
 
-    def add(self, z: float, painter: Callable[..., None], *values: float | bool) -> None:
+    def add(self, z: float, painter: Callable, *values: float | bool) -> None:
         """A thing at z: ``painter(canvas, generator, *values)``."""
         child = self.generator.spawn(1)[0]
         self.painters.append((z, partial(painter, self.canvas, child, *values)))
 
-    def upright(
-        self, painter: Callable[..., None], x: float, z: float, half: float, tall: float
-    ) -> None:
+    def upright(self, painter: Callable, x: float, z: float, half: float, tall: float) -> None:
         """A slim thing with its shadow; ``half`` its half width, m."""
         self.add(z, painter, x, z)
         self.contacts.append(disc(x, z, 1.5 * half, 1.5 * half))
@@ -127,10 +128,11 @@ class _Things:
         self.casts += [box, [(a - reach * sun[0], b - reach * sun[2]) for a, b in box]]
 
     def paint(self) -> None:
-        """Paint the shadows, then the things, the farthest first."""
+        """Paint the shadows, then the things, the farthest first; not what fog swallows."""
         shadows(self.canvas, self.contacts, self.casts)
-        for _, painter in sorted(self.painters, key=lambda item: -item[0]):
-            painter()
+        for z, painter in sorted(self.painters, key=lambda item: -item[0]):
+            if z < self.canvas.light.reach:
+                painter()
 
 
 def _camera(generator: Generator, height: int, width: int, high: float, level: float) -> Camera:
@@ -144,6 +146,10 @@ def _shift(generator: Generator) -> tuple[float, float]:
     return float(generator.uniform(0, 60)), float(generator.uniform(0, 60))
 
 
+def _either(generator: Generator) -> int:
+    return 1 if generator.random() < 0.5 else -1
+
+
 def _street(generator: Generator, light: Light, height: int, width: int) -> Canvas:
     uniform = generator.uniform
     camera = _camera(generator, height, width, uniform(1.4, 2.7), uniform(0.4, 0.56))
@@ -155,12 +161,13 @@ def _street(generator: Generator, light: Light, height: int, width: int) -> Canv
         )
     woods(canvas, _shift(generator), uniform(0.04, 0.1), 180, 2)
     ground = Ground(canvas, _shift(generator))
-    half, walk = uniform(3.2, 5.0), uniform(2.0, 4.0)
-    road = Strip(uniform(-0.8, 0.8) * half, half, float(generator.normal(0, 0.0012)))
+    half, walk = uniform(3.2, 4.8), uniform(2.4, 5.0)
+    road = Strip(uniform(-1.1, 1.1) * half, half, float(generator.normal(0, 0.0012)))
     verge = uniform(1.2, 2.5) if generator.random() < 0.35 else 0.0
-    meadow(ground, 0.0)
+    off = np.abs(ground.x - road.middle(ground.z))
+    meadow(ground.part((off > half + verge + walk) | ((off > half) & (off < half + verge))), 0.0)
     for side in (-1, 1):
-        stone = rgb(*([int(generator.integers(118, 168))] * 3)) * np.array([1.0, 0.97, 0.92])
+        stone = rgb(*([int(generator.integers(118, 168))] * 3)) * tint(1.0, 0.97, 0.92)
         pavement(ground, road, side * (half + verge), side * (half + verge + walk), stone)
     asphalt(ground, road, uniform(70, 112), uniform(4, 7))
     if generator.random() < 0.4:
@@ -181,15 +188,20 @@ def _town(
     """A closed row of tall buildings, with a gap now and then."""
     generator, light = things.generator, things.canvas.light
     z, typical = generator.uniform(-6, 2), generator.uniform(8, 19)
+    hidden, former = 0.0, 0.0  # how tall the house before is, and where its wall stands
     while z < 190:
         long = generator.uniform(8, 17)
         x = float(road.middle(z + long / 2)) + side * (kerb + walk)
         tall = typical * generator.uniform(0.7, 1.3)
-        things.add(z + long, row_house, x, z, z + long, tall, generator.random() < 0.6)
+        hidden = hidden if side * (x - former) >= 0 else 0.0  # a row that bends in shows gables
+        shop = generator.random() < 0.6
+        things.add(z + long, row_house, side, x, z, z + long, tall, shop, hidden)
         reach = tall / max(float(light.sun[1]), 0.2)
         dx, dz = -reach * float(light.sun[0]), -reach * float(light.sun[2])
         things.casts.append([(x, z), (x, z + long), (x + dx, z + long + dz), (x + dx, z + dz)])
-        z += long + (generator.uniform(6, 11) if generator.random() < 0.15 else 0.0)
+        gap = generator.uniform(6, 11) if generator.random() < 0.15 else 0.0
+        hidden, former = 0.0 if gap else tall, x
+        z += long + gap
 
 
 def _suburb(
@@ -199,11 +211,7 @@ def _suburb(
     generator = things.generator
     z = generator.uniform(6, 14)
     while z < 130:
-        wide, deep, tall = (
-            generator.uniform(8, 12),
-            generator.uniform(8, 11),
-            generator.uniform(3, 6),
-        )
+        wide, deep, tall = (generator.uniform(*ends) for ends in ((8, 12), (8, 11), (3, 6)))
         lawn = generator.uniform(3, 7)
         x = float(road.middle(z)) + side * (kerb + walk + lawn + wide / 2)
         things.add(z + 0.5, house, x, z, wide, deep, tall)
@@ -275,12 +283,9 @@ def _landscape(generator: Generator, light: Light, height: int, width: int) -> C
             hills(canvas, _shift(generator), uniform(0.03, 0.12), 0.8 * far * max(haze, 0.4))
     ground = Ground(canvas, _shift(generator))
     meadow(ground, uniform(0, 1) if generator.random() < 0.5 and not light.snow else 0.0)
-    water = generator.random() < 0.65
-    side = 1 if generator.random() < 0.5 else -1
+    water = generator.random() < 0.7
+    side = _either(generator)
     road = Strip(side * uniform(1, 5), uniform(0.9, 1.5), side * uniform(0, 0.003), uniform(-3, 3))
-    if water:
-        middle = (-side * uniform(14, 34), uniform(26, 60))
-        lake(ground, middle, (uniform(30, 70), uniform(18, 34)), road)
     paved = generator.random() < 0.4
     if paved:
         road = replace(road, half=uniform(2.6, 3.4), swing=road.swing / 3)
@@ -288,10 +293,29 @@ def _landscape(generator: Generator, light: Light, height: int, width: int) -> C
     elif generator.random() < 0.8:
         dirt(ground, road, mix(rgb(150, 128, 98), rgb(122, 104, 86), generator.random()))
     things = _Things(canvas, generator)
+    if water:
+        middle, axes = (
+            (-side * uniform(14, 34), uniform(24, 52)),
+            (uniform(30, 70), uniform(17, 34)),
+        )
+        shore = middle[1] + axes[1]  # its far end: what stands behind it is mirrored
+        things.painters.append((shore, partial(lake, ground, middle, axes, road)))
+        _far_shore(things, -side, shore)
     _country(things, road, side, water)
     _way(things, road, side if water else 0, paved)
     things.paint()
     return canvas
+
+
+def _far_shore(things: _Things, side: int, shore: float) -> None:
+    """Trees and perhaps a house behind a lake whose far end is at z = ``shore``."""
+    generator, needles = things.generator, things.generator.random() ** 2
+    for _ in range(generator.integers(3, 12)):
+        z = shore + generator.uniform(2, 25)
+        things.plant(side * generator.uniform(-0.1, 0.8) * z, z, generator.uniform(6, 14), needles)
+    if generator.random() < 0.3:
+        z = shore + generator.uniform(2, 10)
+        things.add(z, house, side * generator.uniform(0.1, 0.6) * z, z, 10, 8, 4)
 
 
 def _country(things: _Things, road: Strip, side: int, water: bool) -> None:
@@ -300,7 +324,7 @@ def _country(things: _Things, road: Strip, side: int, water: bool) -> None:
     needles = generator.random() ** 2
     for _ in range(generator.integers(6, 22)):
         z = generator.uniform(12, 110)
-        where = side if water and z > 15 else generator.choice([-1, 1])
+        where = side if water and z > 15 else _either(generator)
         x = float(road.middle(z)) + where * (road.half + generator.uniform(2.5, 8 + 0.6 * z))
         things.plant(x, z, generator.uniform(6, 14), needles)
     for _ in range(generator.integers(0, 9)):
@@ -326,14 +350,14 @@ def _way(things: _Things, road: Strip, dry: int, paved: bool) -> None:
     """Masts, signs, walkers and cars along the way; ``dry``: the one side without water, or 0."""
     generator = things.generator
     if generator.random() < 0.6:
-        where = dry or generator.choice([-1, 1])
+        where = dry or _either(generator)
         for number in range(5):
             z = generator.uniform(8, 12) + 26 * number
             x = float(road.middle(z)) + where * (road.half + 1.6)
             things.upright(mast, x, z, 0.14, 7)
     for _ in range(generator.integers(0, 2)):
         z = generator.uniform(8, 24)
-        x = float(road.middle(z)) + (dry or generator.choice([-1, 1])) * (road.half + 0.8)
+        x = float(road.middle(z)) + (dry or _either(generator)) * (road.half + 0.8)
         things.upright(sign, x, z, 0.15, 2.6)
     for _ in range(generator.integers(0, 4)):
         z = generator.uniform(6, 28)
@@ -344,34 +368,3 @@ def _way(things: _Things, road: Strip, dry: int, paved: bool) -> None:
             if generator.random() < 0.6:
                 z = generator.uniform(9, 40)
                 things.park(float(road.middle(z)) + where * 0.5 * road.half, z, where > 0)
-
-
-def _vote(labels: np.ndarray) -> np.ndarray:
-    """One label per pixel: that of most of its samples; ties go to the thinner class."""
-    parts = [labels[row::SCALE, column::SCALE] for row in range(SCALE) for column in range(SCALE)]
-    votes = [
-        sum((part == index).astype(np.uint8) for part in parts) for index in range(len(CLASSES))
-    ]
-    return (len(CLASSES) - 1 - np.argmax(votes[::-1], axis=0)).astype(np.uint8)
-
-
-def _develop(canvas: Canvas, generator: Generator) -> np.ndarray:
-    """The photo of a canvas: rain, exposure, vignette, lens blur, noise, sRGB; uint8."""
-    height, width = canvas.height // SCALE, canvas.width // SCALE
-    colour = canvas.colour.reshape(height, SCALE, width, SCALE, 3).mean(axis=(1, 3))
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    light = canvas.light
-    if light.rain:
-        streak = np.clip(noise((x + 0.18 * y) / 1.6, y / 26 + 7, octaves=2) - 0.55, 0, 1)
-        colour = mix(colour, light.horizon, 0.5 * streak)
-    tint = generator.normal(1.0, 0.035, 3).astype(np.float32)
-    exposure = generator.uniform(0.85, 1.2) * 0.62 / max(float(np.mean(colour)), 0.12) ** 0.55
-    away = ((x / width - 0.5) ** 2 + (y / height - 0.5) ** 2)[..., None]
-    colour = colour * tint * exposure * (1 - 0.45 * away)
-    colour = (1 - np.exp(-1.5 * np.clip(colour, 0, None))) ** (1 / 2.2)
-    colour = (0.65 * colour + 0.35 * smooth(0.0, 1.0, colour)) * 255  # a film's contrast
-    soft = Image.fromarray(np.clip(colour, 0, 255).astype(np.uint8))
-    soft = soft.filter(ImageFilter.GaussianBlur(generator.uniform(0.1, 0.45)))
-    grain = generator.normal(0, generator.uniform(0.8, 2.5), (height, width, 1))
-    chroma = generator.normal(0, 0.8, (height, width, 3))
-    return np.clip(np.asarray(soft) + grain + chroma + 0.5, 0, 255).astype(np.uint8)

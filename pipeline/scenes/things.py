@@ -18,6 +18,7 @@ from pipeline.scenes.canvas import (
     limb,
     mix,
     rgb,
+    tint,
 )
 
 Generator = np.random.Generator
@@ -99,7 +100,7 @@ def person(canvas: Canvas, generator: Generator, x: float, z: float) -> None:
 def lamp_post(canvas: Canvas, generator: Generator, x: float, z: float) -> None:
     """A street lamp: a tapered mast with an arm over the road."""
     tall, side = generator.uniform(5, 8), -1.0 if x > 0 else 1.0
-    grey = rgb(*([int(generator.integers(70, 130))] * 3)) * np.array([0.9, 1.0, 0.97], np.float32)
+    grey = rgb(*([int(generator.integers(70, 130))] * 3)) * tint(0.9, 1.0, 0.97)
     limb(canvas, x, z, [(0, 0), (0, 1.0)], (0.12, 0.11), grey * 0.8, POLE)
     limb(canvas, x, z, [(0, 1.0), (0, tall)], (0.085, 0.055), grey, POLE)
     limb(canvas, x, z, [(0, tall), (side * 1.3, tall + 0.3)], (0.05, 0.045), grey, POLE)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.scenes.canvas import Light, rgb
+from pipeline.scenes.canvas import Light, rgb, tint
 
 Generator = np.random.Generator
 _SEASONS = (  # spring, summer, late summer, autumn: crowns, grass
@@ -31,8 +31,8 @@ def weather(generator: Generator) -> Light:
     foliage, grass = _SEASONS[season]
     sunny = Light(
         sun=_sun(generator, 28, 62),
-        direct=np.array([1.0, 0.93, 0.8], np.float32) * generator.uniform(1.5, 2.0),
-        ambient=np.array([0.32, 0.39, 0.5], np.float32),
+        direct=tint(1.0, 0.93, 0.8) * generator.uniform(1.5, 2.0),
+        ambient=tint(0.32, 0.39, 0.5),
         zenith=rgb(62, 116, 190),
         horizon=rgb(186, 208, 226),
         clouds=generator.uniform(0.1, 0.65),
@@ -53,7 +53,7 @@ def _overcast(light: Light, generator: Generator) -> Light:
     return replace(
         light,
         direct=light.direct * 0.12,
-        ambient=np.array([0.86, 0.9, 0.95], np.float32),
+        ambient=tint(0.86, 0.9, 0.95),
         zenith=rgb(150, 162, 178),
         horizon=rgb(206, 210, 214),
         clouds=generator.uniform(0.8, 1.0),
@@ -78,8 +78,8 @@ def _dusk(light: Light, generator: Generator) -> Light:
     return replace(
         light,
         sun=_sun(generator, 7, 14),
-        direct=np.array([1.0, 0.55, 0.25], np.float32) * 1.1,
-        ambient=np.array([0.34, 0.34, 0.46], np.float32),
+        direct=tint(1.0, 0.55, 0.25) * 1.1,
+        ambient=tint(0.34, 0.34, 0.46),
         zenith=rgb(70, 88, 138),
         horizon=rgb(240, 186, 136),
         clouds=generator.uniform(0.3, 0.7),

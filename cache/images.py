@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from cache.index import ImageRow
 from cache.progress import track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_WAY_OUT = "Replace or remove the file, then run prepare."
 
 
 class Found(NamedTuple):
@@ -24,11 +25,21 @@ class Found(NamedTuple):
     path: Path
 
 
-def read_image(path: str | Path) -> np.ndarray:
+class Photo(NamedTuple):
+    """An image file to look at, and the name of what is made from it."""
+
+    name: str
+    path: Path
+
+
+def read_image(path: str | Path, way_out: str = _WAY_OUT) -> np.ndarray:
     """Decode one image file.
 
     Greyscale, palette, RGBA (its colours, alpha dropped), CMYK and 16-bit files all come out as
     RGB; the EXIF rotation is applied.
+
+    Args:
+        way_out: what the error tells to do.
 
     Returns:
         uint8 ``(height, width, 3)``.
@@ -41,9 +52,7 @@ def read_image(path: str | Path) -> np.ndarray:
             image.load()
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path} cannot be decoded ({error}). Replace or remove the file, then run prepare."
-        ) from error
+        raise InputError(f"{path} cannot be decoded ({error}). {way_out}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -102,6 +111,56 @@ def _split_folders(root: Path, splits: tuple[str, ...]) -> dict[str, Path]:
             "Set `datasets.<name>.train` and `.eval` to splits that exist."
         )
     return {split: root / "images" / split for split in here}
+
+
+def find_photos(inputs: Sequence[str | Path], others: Sequence[Path] = ()) -> list[Photo]:
+    """Image files given one by one, or by their folders, in this order; folders sorted by path.
+
+    A file is named after its stem, a file in a folder given after its path below that folder,
+    without suffix.
+
+    Args:
+        inputs: files and folders; a file may have any suffix.
+        others: files and folders whose images are not meant.
+
+    Raises:
+        InputError: an input is missing, there is no image, or two would get the same name.
+    """
+    missing = [str(path) for path in inputs if not Path(path).exists()]
+    if missing:
+        raise InputError(
+            f"every input must be an image file or a folder of images, found nothing at "
+            f"{', '.join(missing)}: correct the path."
+        )
+    photos = [photo for path in inputs for photo in _photos(Path(path), others)]
+    if not photos:
+        raise InputError(
+            f"{', '.join(str(path) for path in inputs)} must hold at least one image "
+            f"({', '.join(SUFFIXES)}; hidden files are passed over), found none."
+        )
+    by_name: dict[str, list[str]] = {}
+    for photo in photos:
+        by_name.setdefault(photo.name, []).append(str(photo.path))
+    faults = [
+        f"two images must not have the same name {name}, found {', '.join(paths)}: rename one, or "
+        "give the folder above them."
+        for name, paths in by_name.items()
+        if len(paths) > 1
+    ]
+    if faults:
+        raise InputError("\n".join(faults))
+    return photos
+
+
+def _photos(path: Path, others: Sequence[Path]) -> list[Photo]:
+    if not path.is_dir():
+        return [Photo(path.stem, path)]
+    unwanted = [other.resolve() for other in others]
+    return [
+        Photo(stem(path, file), file)
+        for file in _files(path)
+        if not any(file.resolve().is_relative_to(other) for other in unwanted)
+    ]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -164,10 +223,29 @@ def read_tile(
     window: tuple[int, int, int, int],
     flip: bool,
 ) -> np.ndarray:
-    """Decode an image, resize it (bicubic) and cut one window out of it.
+    """Decode an image, resize it (bicubic) and cut one window out of it: `resize`, `cut_tile`."""
+    return cut_tile(resize(read_image(path), *resized), window, flip)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize an image (bicubic).
 
     Args:
-        resized: height and width of the resized image, px.
+        image: uint8 ``(H, W, 3)``.
+        height, width: of the result, px.
+
+    Returns:
+        uint8 ``(height, width, 3)``.
+    """
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+def cut_tile(image: np.ndarray, window: tuple[int, int, int, int], flip: bool) -> np.ndarray:
+    """Cut one window out of a resized image.
+
+    Args:
+        image: uint8 ``(H, W, 3)``.
         window: top, left, height, width in the resized image, px.
         flip: mirror the window from left to right.
 
@@ -175,7 +253,5 @@ def read_tile(
         float32 ``(3, height, width)`` in [0, 1].
     """
     top, left, height, width = window
-    image = Image.fromarray(read_image(path))
-    image = image.resize((resized[1], resized[0]), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image, dtype=np.float32)[top : top + height, left : left + width] / 255.0
+    pixels = image[top : top + height, left : left + width].astype(np.float32) / 255.0
     return np.ascontiguousarray((pixels[:, ::-1] if flip else pixels).transpose(2, 0, 1))

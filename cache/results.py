@@ -92,13 +92,20 @@ def write_mapping(path: str | Path, mapping: ClassMapping) -> None:
 
 
 def read_mapping(path: str | Path) -> ClassMapping:
-    """Read back what `write_mapping` wrote."""
+    """Read back what `write_mapping` wrote.
+
+    Raises:
+        InputError: the file is missing or of another kind.
+    """
     value = read_json(path, _EVAL)
-    clusters = {
-        name: {matching: np.array(c, dtype=np.int64) for matching, c in matchings.items()}
-        for name, matchings in value["clusters"].items()
-    }
-    return ClassMapping(value["head"], value["fitted_on"], value["classes"], clusters)
+    try:
+        clusters = {
+            name: {matching: np.array(c, dtype=np.int64) for matching, c in matchings.items()}
+            for name, matchings in value["clusters"].items()
+        }
+        return ClassMapping(value["head"], value["fitted_on"], value["classes"], clusters)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no mapping from clusters to classes: {_EVAL}") from error
 
 
 def write_per_class(path: str | Path, rows: Iterable[ClassScore]) -> None:

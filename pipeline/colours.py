@@ -110,3 +110,29 @@ def blend(image: np.ndarray, colours: np.ndarray, alpha: float) -> np.ndarray:
         )
     mixed = (1.0 - alpha) * image.astype(np.float32) + alpha * colours.astype(np.float32)
     return mixed.round().astype(np.uint8)
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, palette: np.ndarray, alpha: float, rows: int = 256
+) -> np.ndarray:
+    """`blend` an image with its `colour`-ed label map, so many rows at a time to save memory.
+
+    Args:
+        image: uint8 ``(H, W, 3)``.
+        labels: integers ``(H, W)``, -1 for none.
+        palette: uint8 ``(n, 3)``.
+        alpha: weight of the colours, in 0..1.
+
+    Returns:
+        uint8 ``(H, W, 3)``.
+
+    Raises:
+        ValueError: the two differ in size.
+    """
+    if image.shape[:2] != labels.shape:
+        return blend(image, colour(labels, palette), alpha)  # which raises
+    out = np.empty_like(image)
+    for top in range(0, len(image), rows):
+        band = slice(top, top + rows)
+        out[band] = blend(image[band], colour(labels[band], palette), alpha)
+    return out

@@ -13,7 +13,10 @@ def choose_device(name: str) -> torch.device:
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ValueError("compute.device is cuda, but torch finds no GPU here: set it to auto")
+        raise ValueError(
+            "compute.device (of `predict`: --device) is cuda, but torch finds no GPU here: set it "
+            "to auto"
+        )
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +25,32 @@ class Backbone(NamedTuple):
     depth: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+class Levels(NamedTuple):
+    """Which tokens are taken from a backbone, the same for the cache and for new images.
+
+    Attributes:
+        blocks: block numbers from 0.
+        normed: of these, the ones that pass the model's final LayerNorm.
+        keys: also the keys of the last block's attention.
+        bfloat16: matrix products in bfloat16, else in float32.
+    """
+
+    blocks: tuple[int, ...]
+    normed: tuple[int, ...]
+    keys: bool
+    bfloat16: bool
+
+    @classmethod
+    def of(cls, names: Iterable[str], normed: Iterable[int], bfloat16: bool) -> Self:
+        """What gives the levels of these names: block numbers as text, ``keys``.
+
+        Other names (first, middle, last) are further names of blocks that have their number too.
+        """
+        names = list(names)
+        blocks = tuple(int(name) for name in names if name.isdigit())
+        return cls(blocks, tuple(normed), "keys" in names, bfloat16)
 
 
 def block_numbers(blocks: Sequence[int | str], depth: int) -> list[int]:
@@ -121,6 +148,26 @@ def tokens(
     if keys:
         found["keys"] = _keys(model, caught[-1]).float()
     return found
+
+
+def half_tokens(backbone: Backbone, pixels: Tensor, levels: Levels) -> dict[str, np.ndarray]:
+    """Tokens as the feature cache holds them; the backbone moves to the device of the pixels.
+
+    Args:
+        pixels: ``(B, 3, H, W)`` in [0, 1], H and W multiples of the patch size.
+
+    Returns:
+        ``{"block_<n>" or "keys": float16 (B, patches, C)}``; too large values become infinite.
+    """
+    found = tokens(
+        backbone._replace(model=backbone.model.to(pixels.device)),
+        pixels,
+        levels.blocks,
+        levels.normed,
+        keys=levels.keys,
+        autocast=torch.bfloat16 if levels.bfloat16 else None,
+    )
+    return {name: values.half().cpu().numpy() for name, values in found.items()}
 
 
 def check_keys(model: nn.Module) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from pipeline.head import Head
 from pipeline.kmeans import KMeans, scores
@@ -31,6 +33,66 @@ class Window(NamedTuple):
     grid_h: int
     grid_w: int
     flip: bool  # the tile is a mirror image, from left to right
+
+
+class Inputs(NamedTuple):
+    """Which levels of tokens the predictors look at."""
+
+    head: list[int | str]  # joined, in this order
+    kmeans: int | str
+
+
+def restore(
+    choices: Mapping[str, Any],
+    level: int | str,
+    state: Mapping[str, Tensor],
+    centres: Mapping[str, Mapping[str, Any]],
+    device: torch.device,
+) -> tuple[Inputs, Predictors]:
+    """The predictors that training has left, and what they look at.
+
+    Args:
+        choices: ``levels``, and beside them the arguments of `Head`.
+        level: the level of the K-means baseline.
+        state: the head's ``state_dict``.
+        centres: by name (ours_kmeans, kmeans) the fields of each `KMeans`.
+        device: where the head computes.
+    """
+    others = {name: value for name, value in choices.items() if name != "levels"}
+    head = Head(**others)
+    head.load_state_dict(state)
+    # The orthogonal weight is computed once instead of in every forward pass.
+    parametrize.remove_parametrizations(head.last, "weight")
+    head.eval().to(device)
+    models = {name: KMeans(**centres[name]) for name in ("ours_kmeans", "kmeans")}
+    return Inputs(choices["levels"], level), Predictors(head, **models)
+
+
+def window(
+    tokens: Mapping[int | str, np.ndarray],
+    inputs: Inputs,
+    corner: tuple[int, int],
+    grid: tuple[int, int],
+    flip: bool,
+    device: torch.device,
+) -> Window:
+    """Put the tokens of one tile together.
+
+    Args:
+        tokens: by level, float16 ``(patches, C)``, rows of the grid one after the other.
+        corner: row and column of the tile's first patch in the image's grid.
+        grid: rows and columns of the tile, in patches.
+        flip: the tile is a mirror image, from left to right.
+        device: of the head.
+    """
+    joined = np.concatenate([tokens[level] for level in inputs.head], axis=1)
+    return Window(
+        torch.from_numpy(joined).to(device).float(),
+        torch.from_numpy(tokens[inputs.kmeans]).float(),
+        *corner,
+        *grid,
+        flip,
+    )
 
 
 class ScoreMaps(NamedTuple):

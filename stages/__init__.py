@@ -18,6 +18,7 @@ STAGES = {
     "eval": "Count clusters against classes and score every matching.",
     "report": "Draw the metrics, curves and gallery as one HTML page.",
     "scenes": "Draw a labelled data set of streets and landscapes to try things on.",
+    "predict": "Segment new images with a trained head.",
 }
 
 
@@ -61,7 +62,7 @@ class _Stages(click.Group):
         return importlib.import_module(f"stages.{cmd_name}").main
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Stages, in order (scenes stands apart)"):
+        with formatter.section("Stages, in order (scenes draws data, predict stands apart)"):
             formatter.write_dl(list(STAGES.items()))
 
 

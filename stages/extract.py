@@ -20,10 +20,11 @@ from cache.jobs import run
 from pipeline.device import choose_device, hardware_bfloat16
 from pipeline.features import (
     Backbone,
+    Levels,
     block_numbers,
     check_keys,
     downsample,
-    tokens,
+    half_tokens,
 )
 from pipeline.tiles import Layout, Tile, plan_layout, plan_tiles
 from stages import Stage
@@ -37,10 +38,7 @@ class Job(NamedTuple):
     images: str
     model: str
     weights: str | None
-    blocks: tuple[int, ...]
-    normed: tuple[int, ...]
-    keys: bool
-    bfloat16: bool
+    levels: Levels
     batch: int
     device: str
     shard_slots: int
@@ -90,10 +88,7 @@ def _job(chosen: params.Params, manifest: dict, work: Path, index: str, layout: 
         images=index,
         model=entry.model,
         weights=entry.weights,
-        blocks=tuple(int(name) for name in manifest["levels"] if name.isdigit()),
-        normed=tuple(manifest["normed"]),
-        keys=chosen.extract.keys,
-        bfloat16=manifest["bfloat16"],
+        levels=Levels.of(manifest["levels"], manifest["normed"], manifest["bfloat16"]),
         batch=chosen.extract.batch,
         device=chosen.compute.device,
         shard_slots=layout.shard,
@@ -120,18 +115,10 @@ def fill_shard(job: Job, shard: int) -> None:
 
 
 def _levels(backbone: Backbone, pixels: torch.Tensor, job: Job) -> dict[str, np.ndarray]:
-    device = choose_device(job.device)
-    pixels = pixels.to(device)
-    found = tokens(
-        backbone._replace(model=backbone.model.to(device)),
-        pixels,
-        job.blocks,
-        job.normed,
-        keys=job.keys,
-        autocast=torch.bfloat16 if job.bfloat16 else None,
-    )
-    found["rgb"] = downsample(pixels, backbone.patch)
-    return {name: values.half().cpu().numpy() for name, values in found.items()}
+    pixels = pixels.to(choose_device(job.device))
+    found = half_tokens(backbone, pixels, job.levels)
+    found["rgb"] = downsample(pixels, backbone.patch).half().cpu().numpy()
+    return found
 
 
 def _batches(
@@ -225,8 +212,9 @@ def _manifest(chosen: params.Params, rows: list[ImageRow], backbone: Backbone) -
     if choices.keys:
         names["keys"] = "keys"
     width = int(backbone.model.num_features)  # type: ignore[arg-type]
+    entry = chosen.backbones[chosen.backbone]
     facts_of_run = {
-        "model": chosen.backbones[chosen.backbone].model,
+        "model": entry.model,
         "weights_sha256": weights_hash(backbone.model),
         "patch": backbone.patch,
         "mean": backbone.mean,
@@ -240,6 +228,8 @@ def _manifest(chosen: params.Params, rows: list[ImageRow], backbone: Backbone) -
     images = [(row.split, row.height, row.width, row.sha256) for row in rows]
     return {
         **facts_of_run,
+        # Where the weights lay, for `predict`. The fingerprint has their digest instead.
+        "weights": entry.weights,
         "images": len(rows),
         "channels": {name: width for name in dict.fromkeys(names.values())},
         "fingerprint": fingerprint(features.FORMAT, facts_of_run, images),

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import click
 import numpy as np
 import torch
-from torch.nn.utils import parametrize
 
 from cache import heads, params, parts
 from cache.artefact import fingerprint, size, work_folder
@@ -19,9 +18,7 @@ from cache.index import ImageRow, read_index
 from cache.jobs import run
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
 from pipeline.device import choose_device
-from pipeline.head import Head
-from pipeline.kmeans import KMeans
-from pipeline.predictors import Predictors, Window, score_maps
+from pipeline.predictors import Inputs, Predictors, Window, restore, score_maps, window
 from pipeline.upsampling import upsample_argmax
 from stages import Stage
 
@@ -93,14 +90,14 @@ def fill_part(job: Job, name: str, images: Sequence[tuple[int, int, int]]) -> No
 
 
 def _maps(job: Job, images: Sequence[tuple[int, int, int]]) -> Iterator[ImageMaps]:
-    features, levels, predictors = _inputs(job)
-    patch = features.manifest["patch"]
+    features, inputs, predictors = _inputs(job)
+    patch, device = features.manifest["patch"], choose_device(job.device)
     for image, height, width in images:
         tiles = _tiles(features, image)
         row = features.tiles[tiles[0]]
         found = score_maps(
             predictors,
-            [_window(features, tile, *levels, choose_device(job.device)) for tile in tiles],
+            [_window(features, tile, inputs, device) for tile in tiles],
             int(row["resized_h"]) // patch,
             int(row["resized_w"]) // patch,
             temperature=job.temperature,
@@ -116,41 +113,27 @@ def _tiles(features: Features, image: int) -> np.ndarray:
     return np.flatnonzero((table["image"] == image) & (table["scale"] == 1))
 
 
-def _window(
-    features: Features,
-    tile: int,
-    head_levels: Sequence[int | str],
-    level: int | str,
-    device: torch.device,
-) -> Window:
+def _window(features: Features, tile: int, inputs: Inputs, device: torch.device) -> Window:
     """The tokens of a tile and its place in the image's grid."""
-    tokens = {name: features.tokens(name, tile) for name in {*head_levels, level}}
     row, patch = features.tiles[tile], features.manifest["patch"]
-    joined = np.concatenate([tokens[name] for name in head_levels], axis=1)
-    return Window(
-        head=torch.from_numpy(joined).to(device).float(),
-        kmeans=torch.from_numpy(tokens[level]).float(),
-        top=int(row["top"]) // patch,
-        left=int(row["left"]) // patch,
-        grid_h=int(row["grid_h"]),
-        grid_w=int(row["grid_w"]),
+    return window(
+        {level: features.tokens(level, tile) for level in {*inputs.head, inputs.kmeans}},
+        inputs,
+        corner=(int(row["top"]) // patch, int(row["left"]) // patch),
+        grid=(int(row["grid_h"]), int(row["grid_w"])),
         flip=bool(row["flip"]),
+        device=device,
     )
 
 
 @lru_cache(maxsize=1)
-def _inputs(job: Job) -> tuple[Features, tuple[list[int | str], int | str], Predictors]:
-    """The cache, the levels (the head's, the baseline's) and the models; once in each process."""
+def _inputs(job: Job) -> tuple[Features, Inputs, Predictors]:
+    """The cache, the levels to look at, and the models; once in each process."""
     state, centres, manifest = heads.load_head(job.head)
-    choices = dict(manifest["head"])
-    levels = (choices.pop("levels"), manifest["kmeans"]["level"])
-    head = Head(**choices)
-    head.load_state_dict(state)
-    # The orthogonal weight is computed once instead of in every forward pass.
-    parametrize.remove_parametrizations(head.last, "weight")
-    head.eval().to(choose_device(job.device))
-    models = {name: KMeans(**centres[name]) for name in PREDICTORS[1:]}
-    return Features.open(job.features), levels, Predictors(head, **models)
+    device = choose_device(job.device)
+    level = manifest["kmeans"]["level"]
+    inputs, predictors = restore(manifest["head"], level, state, centres, device)
+    return Features.open(job.features), inputs, predictors
 
 
 def _check_features(path: str, manifest: dict, features: Features) -> None:

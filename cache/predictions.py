@@ -1,0 +1,101 @@
+"""A folder of label maps of new images: index PNG, overlays on the photos, names and colours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cache.artefact import read_json, write_bytes, write_json, write_text
+from cache.errors import InputError
+
+_MANIFEST = "predict.json"
+_JPEG_SIDE = 65500  # px; JPEG holds no longer side
+_ROW, _TEXT = 24, 15  # px of the legend: a row, its letters
+
+
+def outputs(out: str | Path) -> list[Path]:
+    """All that this module writes below ``out``, beside the manifest."""
+    return [Path(out) / name for name in ("labels", "overlays", "classes.txt", "legend.png")]
+
+
+def start(out: str | Path, facts: Mapping[str, Any]) -> None:
+    """Make the folder ready: further images may join those of the same facts, others may not.
+
+    Args:
+        facts: what gives the values of the label maps their meaning, JSON-able.
+
+    Raises:
+        InputError: the folder holds other label maps; they are left as they are.
+    """
+    out = Path(out)
+    way_out = f"Choose another --out, or remove {out}."
+    path = out / _MANIFEST
+    if path.is_file():
+        found = read_json(path, way_out)
+        if found != dict(facts):
+            names = found if isinstance(found, dict) else {}
+            other = [name for name, value in facts.items() if names.get(name) != value]
+            raise InputError(
+                f"{out} must hold label maps made in one way, found those of another "
+                f"{', '.join(other) or 'version'} ({path}). {way_out}"
+            )
+    elif present := [str(own) for own in outputs(out) if own.exists()]:
+        raise InputError(
+            f"{out} must be absent or a folder that `predict` has written (with {_MANIFEST}), "
+            f"found {', '.join(present)} of something else, which is not overwritten. {way_out}"
+        )
+    write_json(path, facts)
+
+
+def write_prediction(
+    out: str | Path, name: str, labels: np.ndarray, colours: np.ndarray, picture: np.ndarray
+) -> None:
+    """Write labels/<name>.png and overlays/<name>.jpg (.png where it is too long for JPEG).
+
+    Args:
+        name: path below the folders, without suffix.
+        labels: uint8 or uint16 ``(H, W)``; of 8 bits it becomes a palette PNG, of 16 a grey one.
+        colours: uint8 ``(n <= 256, 3)``, by label; not looked at for 16 bits.
+        picture: uint8 ``(H, W, 3)``, the photo with its colours.
+    """
+    indices = Image.fromarray(labels)
+    if labels.dtype == np.uint8:
+        indices.putpalette(colours.tobytes())
+    write_bytes(Path(out) / "labels" / f"{name}.png", _encode(indices, "PNG"))
+    long = max(picture.shape) > _JPEG_SIDE
+    content = _encode(Image.fromarray(picture), "PNG" if long else "JPEG")
+    write_bytes(Path(out) / "overlays" / f"{name}.{'png' if long else 'jpg'}", content)
+
+
+def write_classes(out: str | Path, classes: Sequence[str], colours: np.ndarray) -> None:
+    """Write classes.txt, one name a line (line number = label value), and legend.png.
+
+    Args:
+        colours: uint8 ``(classes + 1, 3)``, the last one of pixels without a class.
+    """
+    write_text(Path(out) / "classes.txt", "".join(f"{name}\n" for name in classes))
+    write_bytes(Path(out) / "legend.png", _encode(_legend([*classes, "no class"], colours), "PNG"))
+
+
+def _legend(names: Sequence[str], colours: np.ndarray) -> Image.Image:
+    font = ImageFont.load_default(_TEXT)
+    width = 2 * _ROW + max(int(font.getlength(name)) for name in names)
+    legend = Image.new("RGB", (width, _ROW * len(names)), "white")
+    draw = ImageDraw.Draw(legend)
+    for row, (name, colour) in enumerate(zip(names, colours.tolist(), strict=True)):
+        top = row * _ROW
+        draw.rectangle((4, top + 4, _ROW - 4, top + _ROW - 4), fill=tuple(colour))
+        draw.text((_ROW + 4, top + _ROW // 2), name, "black", font, anchor="lm")
+    return legend
+
+
+def _encode(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    choices = {"quality": 92, "subsampling": 0} if kind == "JPEG" else {}
+    image.save(buffer, kind, **choices)
+    return buffer.getvalue()

@@ -1,0 +1,297 @@
+"""The predict command: a trained head on new images, without a feature cache or parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from click.core import ParameterSource
+
+from cache import heads, predictions, results
+from cache.artefact import fingerprint
+from cache.backbone import facts, load_backbone, weights_hash
+from cache.errors import InputError
+from cache.images import Photo, cut_tile, find_photos, read_image, resize
+from cache.progress import track
+from cache.segments import PREDICTORS
+from pipeline.colours import class_colours, colour, overlay, palette
+from pipeline.device import choose_device, hardware_bfloat16
+from pipeline.features import Backbone, Levels, half_tokens
+from pipeline.predictors import Inputs, Predictors, Window, restore, score_maps, window
+from pipeline.tiles import Tile, plan_tiles
+from pipeline.upsampling import upsample_argmax
+from stages import Stage
+
+# By name, for evaluation is out of reach here: it is next to the ground truth.
+MATCHINGS = ("majority_iou", "majority_count", "hungarian")
+NO_CLASS = 255  # label value of a cluster that no class was matched to
+OPACITY = 0.6
+FOLDER = "local-dir:"  # timm's prefix of a model in a folder
+TILING = ("short_side", "window", "stride", "max_patches")
+
+
+class Model(NamedTuple):
+    """All that turns a photo into scores; ``extracted`` is the manifest of the feature cache."""
+
+    extracted: dict[str, Any]
+    backbone: Backbone
+    levels: Levels
+    inputs: Inputs
+    predictors: Predictors
+    device: torch.device
+
+
+class Naming(NamedTuple):
+    """What the label maps hold: ``values[cluster]``, and uint8 ``(n, 3)`` colours by value."""
+
+    values: np.ndarray
+    colours: np.ndarray
+    classes: list[str]
+
+
+@click.command(cls=Stage)
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", required=True, help="Folder to write.")
+@click.option("--head", "head_path", default="data/head", help="Folder of the trained head.")
+@click.option("--mapping", default="results/mapping.json", help="Classes of clusters, or `none`.")
+@click.option("--predictor", default="ours", type=click.Choice(PREDICTORS), help="Whose clusters.")
+@click.option("--matching", default=MATCHINGS[0], type=click.Choice(MATCHINGS), help="Of classes.")
+@click.option("--weights", help="The backbone's weights, if they have moved.")
+@click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="Where.")
+@click.option(
+    "--temperature",
+    default=0.3,
+    type=click.FloatRange(min=0, min_open=True),
+    help="As `segment.temperature`.",
+)
+def main(
+    images: tuple[str, ...],
+    out: str,
+    head_path: str,
+    mapping: str,
+    predictor: str,
+    matching: str,
+    weights: str | None,
+    device: str,
+    temperature: float,
+) -> None:
+    """Segment new IMAGES (files, and folders with all below them) with a trained head.
+
+    Reads the images, data/head and, for the names of the classes, results/mapping.json. Writes
+    labels/<name>.png with class indices (255 = none) or, without a mapping, cluster ids,
+    overlays/<name>.jpg, classes.txt and legend.png to the folder --out.
+    """
+    hardware = choose_device(device)
+    head = heads.load_head(head_path)
+    photos = find_photos(images, predictions.outputs(out))
+    known = find_mapping(mapping, head[2]["fingerprint"])
+    k = head[2]["head"]["clusters"]
+    naming = cluster_names(k) if known is None else class_names(known, predictor, matching)
+    origin = {
+        "head": head[2]["fingerprint"],
+        "predictor": predictor,
+        "matching": None if known is None else matching,
+        "classes": naming.classes,
+        "values": fingerprint(naming.values.tolist()),
+        "temperature": temperature,
+    }
+    model = load_model(head, weights, hardware)
+    predictions.start(out, origin)
+    if naming.classes:
+        predictions.write_classes(out, naming.classes, naming.colours)
+    faults = list(write_all(out, photos, model, naming, predictor, temperature))
+    written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
+    if faults:
+        raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
+    click.echo(f"{written}, {'classes by ' + matching if known else 'cluster ids'} of {predictor}")
+
+
+def find_mapping(path: str, head: str) -> results.ClassMapping | None:
+    """The mapping from clusters to classes, None for cluster ids.
+
+    Raises:
+        InputError: the mapping that was asked for is missing or belongs to another head. The
+            default one may be so: that is said and cluster ids are written.
+    """
+    if path == "none":
+        return None
+    try:
+        mapping = results.read_mapping(path)
+        if mapping.head != head:
+            raise InputError(
+                f"{path} must belong to this head ({head}), found the mapping of {mapping.head}: "
+                "run `eigenseg eval` (or `dvc repro eval`) with this head."
+            )
+        if mapping.fitted_on is None:
+            raise InputError(f"{path} must name classes, found none: there were no labels.")
+    except InputError as error:
+        given = click.get_current_context().get_parameter_source("mapping")
+        if given is not ParameterSource.DEFAULT:
+            raise InputError(f"{error} `--mapping none` writes cluster ids.") from error
+        click.echo(f"{error} Cluster ids are written instead of classes.", err=True)
+        return None
+    return mapping
+
+
+def cluster_names(k: int) -> Naming:
+    """Label values are the ids of the K clusters, with the report's colours."""
+    values = np.arange(k, dtype=np.uint8 if k <= 256 else np.uint16)
+    return Naming(values, palette(k), [])
+
+
+def class_names(mapping: results.ClassMapping, predictor: str, matching: str) -> Naming:
+    """Label values are the indices of the clusters' classes, with the report's colours."""
+    classes = mapping.clusters[predictor][matching]
+    values = np.where(classes < 0, NO_CLASS, classes).astype(np.uint8)
+    return Naming(values, class_colours(len(mapping.classes)), mapping.classes)
+
+
+def load_model(
+    head: tuple[dict[str, Any], dict[str, Any], dict[str, Any]],
+    weights: str | None,
+    device: torch.device,
+) -> Model:
+    """Restore the predictors and open the backbone that their features came from.
+
+    Args:
+        head: what `heads.load_head` gives.
+        weights: the backbone's weight file; None = as when the features were extracted.
+    """
+    state, centres, manifest = head
+    inputs, predictors = restore(
+        manifest["head"], manifest["kmeans"]["level"], state, centres, device
+    )
+    extracted = manifest["backbone"]
+    # Emulated, bfloat16 is many times slower than the float32 that it stands for.
+    bfloat16 = extracted["bfloat16"] and hardware_bfloat16(device)
+    levels = Levels.of(extracted["levels"], extracted["normed"], bfloat16)
+    backbone = open_backbone(extracted, weights)
+    return Model(extracted, backbone, levels, inputs, predictors, device)
+
+
+def open_backbone(extracted: dict[str, Any], weights: str | None) -> Backbone:
+    """The ViT whose features the head was trained on.
+
+    Args:
+        weights: its file or, of a model in a folder (``local-dir:FOLDER``), its folder; None = as
+            when the features were extracted.
+
+    Raises:
+        InputError: it cannot be loaded, or it has other weights.
+    """
+    model, path = extracted["model"], extracted.get("weights")
+    if weights and path is None and model.startswith(FOLDER):
+        model = FOLDER + weights
+    else:
+        path = weights or path
+    try:
+        loaded = load_backbone(model, path).cpu()
+    except InputError as error:
+        raise InputError(
+            f"{error} For `predict`, say with --weights where the backbone's weights are now."
+        ) from error
+    found, expected = weights_hash(loaded), extracted["weights_sha256"]
+    if found != expected:
+        raise InputError(
+            f"the backbone must have the weights that the head's features were extracted with "
+            f"(SHA-256 {expected[:16]}), found {found[:16]} in {path or model}: name the file that "
+            "has them with --weights, or run the pipeline again with these."
+        )
+    backbone = Backbone(loaded, **facts(loaded))
+    return backbone._replace(**{name: extracted[name] for name in ("patch", "mean", "std")})
+
+
+def write_all(
+    out: str,
+    photos: Sequence[Photo],
+    model: Model,
+    naming: Naming,
+    predictor: str,
+    temperature: float,
+) -> Iterator[str]:
+    """Write the label map and the overlay of every photo; what is wrong with the bad ones."""
+    way_out = "Replace or remove the file, then run predict again."
+    table = colour(np.arange(256), naming.colours)  # of the PNG, where 255 may mean "no class"
+    for photo in track(photos, "segmenting"):
+        try:
+            image = read_image(photo.path, way_out)
+            clusters = segment_image(model, image, predictor, temperature)
+        except InputError as error:
+            yield str(error)
+            continue
+        except ValueError as error:
+            yield f"{photo.path}: {error}"
+            continue
+        labels = naming.values[clusters]
+        picture = overlay(image, labels, naming.colours, OPACITY)
+        predictions.write_prediction(out, photo.name, labels, table, picture)
+
+
+def segment_image(
+    model: Model, image: np.ndarray, predictor: str, temperature: float
+) -> np.ndarray:
+    """Cluster ids of one image, as extract and segment would find them.
+
+    Args:
+        image: uint8 ``(H, W, 3)``.
+
+    Returns:
+        uint16 ``(H, W)``.
+
+    Raises:
+        ValueError: features that are not finite.
+    """
+    height, width = image.shape[:2]
+    choices = {name: model.extracted["params"][name] for name in TILING}
+    patch = model.backbone.patch
+    tiles = plan_tiles(height, width, patch=patch, **choices)
+    full_h, full_w = tiles[0].resized_h, tiles[0].resized_w
+    windows = list(read_windows(model, resize(image, full_h, full_w), tiles))
+    found = score_maps(
+        model.predictors,
+        windows,
+        full_h // patch,
+        full_w // patch,
+        temperature=temperature,
+        eigenfunctions=1,
+    )
+    return upsample_argmax(getattr(found, predictor), height, width)
+
+
+def read_windows(model: Model, resized: np.ndarray, tiles: Sequence[Tile]) -> Iterator[Window]:
+    """The tokens of an image's tiles, which are all of one shape; ``resized`` is uint8 RGB."""
+    patch, size = model.backbone.patch, model.extracted["params"]["batch"]
+    for batch in (tiles[i : i + size] for i in range(0, len(tiles), size)):
+        pixels = np.stack([cut_tile(resized, _place(tile), tile.flip) for tile in batch])
+        arrays = half_tokens(
+            model.backbone, torch.from_numpy(pixels).to(model.device), model.levels
+        )
+        if not all(np.isfinite(values).all() for values in arrays.values()):
+            raise ValueError(
+                "its features are NaN or beyond float16, in which the head knows them. Leave the "
+                "image out, or let the block pass the final norm (`extract.final_norm`) and train "
+                "again."
+            )
+        for i, tile in enumerate(batch):
+            yield window(
+                {
+                    level: arrays[model.extracted["levels"][str(level)]][i]
+                    for level in {*model.inputs.head, model.inputs.kmeans}
+                },
+                model.inputs,
+                corner=(tile.top // patch, tile.left // patch),
+                grid=(tile.height // patch, tile.width // patch),
+                flip=tile.flip,
+                device=model.device,
+            )
+
+
+def _place(tile: Tile) -> tuple[int, int, int, int]:
+    return tile.top, tile.left, tile.height, tile.width
+
+
+if __name__ == "__main__":
+    main()

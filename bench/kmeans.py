@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import statistics
+from functools import partial
 
 import click
 import numpy as np
 import torch
 
+from bench.scoring import Labelled, count_table, labelled, spread
 from cache import params
 from cache.features import Features
-from cache.index import ImageRow, read_index
-from cache.labels import read_label, read_labels
+from cache.labels import read_labels
 from pipeline import kmeans
-from pipeline.evaluation import MATCHINGS, confusion, count, scores
+from pipeline.evaluation import MATCHINGS, confusion, scores
 from pipeline.upsampling import upsample_argmax
 
 
@@ -32,17 +32,12 @@ def main(level: str, clusters: int, whiten: int | None, seeds: int, nearest: boo
     """
     chosen = params.load()
     features = Features.open("data/features.zarr")
-    rows = read_index("data/index.csv")
-    classes, truth = read_labels("data/labels.csv")
+    classes, _ = read_labels("data/labels.csv")
     found: dict[str, list[tuple[float, float]]] = {"majority_iou": [], "hungarian": []}
     for seed in range(seeds):
         model = _fit(chosen, features, level, clusters, whiten, seed)
-        counts = np.zeros((clusters, len(classes)), np.int64)
-        for tile in features.tiles_of(chosen.data.eval):
-            row = rows[features.tiles["image"][tile]]
-            ids = _label_map(features, model, level, int(tile), row, nearest)
-            label = read_label(truth[row.id].path)
-            counts += count(ids.ravel(), label.ravel(), clusters, len(classes))
+        items = labelled(chosen, features, [level], chosen.data.eval)
+        counts = count_table(items, partial(_ids, model, nearest), clusters, len(classes))
         for name, values in found.items():
             score = scores(confusion(counts, MATCHINGS[name](counts)))
             values.append((score.miou, score.accuracy))
@@ -50,7 +45,7 @@ def main(level: str, clusters: int, whiten: int | None, seeds: int, nearest: boo
     click.echo(f"{setting}")
     for name, values in found.items():
         click.echo(
-            f"  {name}: " + " / ".join(_spread(column) for column in zip(*values, strict=True))
+            f"  {name}: " + " / ".join(spread(column) for column in zip(*values, strict=True))
         )
     click.echo(json.dumps({**setting, **found}))
 
@@ -77,21 +72,14 @@ def _fit(
     )
 
 
-def _label_map(
-    features: Features, model: kmeans.KMeans, level: str, tile: int, row: ImageRow, nearest: bool
-) -> np.ndarray:
-    shape = (int(features.tiles[tile]["grid_h"]), int(features.tiles[tile]["grid_w"]))
-    tokens = features.tokens(level, tile).astype(np.float32)
-    maps = torch.from_numpy(kmeans.scores(model, tokens)).T.reshape(-1, *shape)
+def _ids(model: kmeans.KMeans, nearest: bool, item: Labelled) -> np.ndarray:
+    """Cluster ids of one image: integers ``(height, width)``."""
+    maps = torch.from_numpy(kmeans.scores(model, item.tokens)).T.reshape(-1, *item.grid)
     if nearest:
         ids = maps.argmax(dim=0)[None, None].float()
-        large = torch.nn.functional.interpolate(ids, (row.height, row.width), mode="nearest")
+        large = torch.nn.functional.interpolate(ids, item.label.shape, mode="nearest")
         return large[0, 0].long().numpy()
-    return upsample_argmax(maps, row.height, row.width).astype(np.int64)
-
-
-def _spread(values: tuple[float, ...]) -> str:
-    return f"{statistics.fmean(values):.1f} ({max(values) - min(values):.1f})"
+    return upsample_argmax(maps, *item.label.shape)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from bench.scoring import spread
+
 ORIGINS = ("oracle", "train")
 
 
@@ -21,9 +23,9 @@ def main(files: tuple[Path, ...]) -> None:
     )
     click.echo("|---|---|---|---|---|---|---|---|")
     for predictor, entry in runs[0].items():
-        used = _mean([run[predictor]["clusters_used"] for run in runs])
+        used = statistics.fmean(run[predictor]["clusters_used"] for run in runs)
         for matching in (key for key, value in entry.items() if isinstance(value, dict)):
-            cells = [predictor, f"{entry['k']} ({used})", matching]
+            cells = [predictor, f"{entry['k']} ({used:.1f})", matching]
             for origin in ORIGINS:
                 for metric in ("miou", "accuracy"):
                     cells.append(
@@ -37,11 +39,7 @@ def main(files: tuple[Path, ...]) -> None:
 
 def _cell(scores: list[dict | None], metric: str) -> str:
     values = [score[metric] for score in scores if score]
-    return f"{_mean(values)} ({max(values) - min(values):.1f})" if values else ""
-
-
-def _mean(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.1f}"
+    return spread(values) if values else ""
 
 
 if __name__ == "__main__":

@@ -9,19 +9,16 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from cache import params, results
 from cache.errors import InputError
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
 from cache.progress import track
+from cache.score_table import print_scores
 from cache.segments import Segments
 from pipeline.evaluation import MATCHINGS, confusion, count, scores
 from stages import Stage
-
-_TEXT = ("predictor", "matching")
 
 
 class Tally(NamedTuple):
@@ -65,7 +62,7 @@ def main(params_path: str, index: str, labels: str, segments: str, out: str) -> 
     results.write_counts(folder / "counts.json", classes, tally.counts)
     results.write_mapping(folder / "mapping.json", report.mapping)
     results.write_per_class(folder / "per_class.csv", report.per_class)
-    show(report.metrics, chosen.train, chosen.eval)
+    print_scores(report.metrics, chosen.train, chosen.eval)
 
 
 def select(
@@ -168,37 +165,6 @@ def _fit(counts: results.Counts, split: str) -> dict[str, dict[str, np.ndarray]]
         name: {matching: fit(splits[split]) for matching, fit in MATCHINGS.items()}
         for name, splits in counts.items()
     }
-
-
-def show(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> None:
-    """Print the metrics, and how each mapping came about."""
-    held = {name for entry in metrics.values() for name in entry.get(next(iter(MATCHINGS)), {})}
-    origins = [origin for origin in ("oracle", "train") if origin in held]
-    table = Table(
-        title=f"Split {evaluated}" + ": mIoU/accuracy in % (classes covered)" * bool(held)
-    )
-    for heading in ("predictor", "used/K", *["matching"] * bool(held), *origins):
-        table.add_column(heading, justify="left" if heading in _TEXT else "right")
-    for name, entry in metrics.items():
-        head = (name, f"{entry['clusters_used']}/{entry['k']}")
-        for matching in MATCHINGS if held else ():
-            table.add_row(*head, matching, *(_cell(entry[matching][o]) for o in origins))
-            head = ("", "")
-        if not held:
-            table.add_row(*head)
-        table.add_section()
-    console = Console()
-    console.print(table)
-    if not held:
-        console.print(f"The split {evaluated} has no labels: there is nothing to score.")
-    if "oracle" in held:
-        console.print(f"oracle: mapping fitted on the labels of {evaluated}, the ones scored here.")
-    if "train" in held:
-        console.print(f"train: mapping fitted on the labels of {train} only.")
-
-
-def _cell(score: dict[str, Any]) -> str:
-    return f"{score['miou']:.1f}/{score['accuracy']:.1f} ({score['classes_covered']})"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from cache.report import encode
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
 from pipeline.colours import NEUTRAL, blend, class_colours, colour, eigenfunction_image, palette
 from pipeline.evaluation import MATCHINGS
+from stages.report import verdict
 from tests.conftest import Project
 
 K = 6
@@ -160,6 +161,22 @@ def test_the_printed_table_says_what_is_an_oracle(scored: Project) -> None:
     assert re.search(r"ours\b.*5/6.*majority_iou.*100\.0/100\.0 \(4\).*100\.0/100\.0 \(4\)", output)
     assert "oracle: mapping fitted on the labels of val, the ones scored here." in output
     assert "train: mapping fitted on the labels of train only." in output
+
+
+def test_the_report_ends_with_scores_verdict_and_its_place(scored: Project) -> None:
+    scored.ok("eval")
+    output = scored.run("report").output
+    assert re.search(r"kmeans\b.*majority_iou", output)
+    metrics = read_json("metrics.json")
+    ours, plain = (metrics[n]["majority_iou"]["oracle"]["miou"] for n in ("ours", "kmeans"))
+    assert ours > plain
+    said = f"ours beats kmeans at the same K: {ours:.1f} against {plain:.1f} mIoU (majority_iou"
+    assert output.splitlines()[-2].startswith(f"In this run {said}")
+    assert said in Path("results/report/index.html").read_text()
+    assert output.splitlines()[-1] == f"Report: {Path('results/report/index.html')}"
+    worse = {"ours": metrics["kmeans"], "kmeans": metrics["ours"]}
+    assert verdict(worse).startswith("In this run ours does not beat kmeans")
+    assert "does not beat" in verdict({"ours": metrics["ours"], "kmeans": metrics["ours"]})
 
 
 def test_eval_without_training_labels_reports_the_oracle_alone(scored: Project) -> None:

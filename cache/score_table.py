@@ -1,0 +1,47 @@
+"""The table of scores for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_TEXT = ("predictor", "matching")
+
+
+def print_scores(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> None:
+    """Print metrics in the layout of metrics.json, and how each mapping came about.
+
+    Args:
+        train, evaluated: names of the splits.
+    """
+    first = next(iter(metrics.values()))
+    matchings = [key for key, value in first.items() if isinstance(value, dict)]
+    held = first[matchings[0]] if matchings else {}
+    origins = [origin for origin in ("oracle", "train") if origin in held]
+    table = Table(
+        title=f"Split {evaluated}" + ": mIoU/accuracy in % (classes covered)" * bool(held)
+    )
+    for heading in ("predictor", "used/K", *["matching"] * bool(held), *origins):
+        table.add_column(heading, justify="left" if heading in _TEXT else "right")
+    for name, entry in metrics.items():
+        head = (name, f"{entry['clusters_used']}/{entry['k']}")
+        for matching in matchings:
+            table.add_row(*head, matching, *(_cell(entry[matching][o]) for o in origins))
+            head = ("", "")
+        if not held:
+            table.add_row(*head)
+        table.add_section()
+    console = Console()
+    console.print(table)
+    if not held:
+        console.print(f"The split {evaluated} has no labels: there is nothing to score.")
+    if "oracle" in held:
+        console.print(f"oracle: mapping fitted on the labels of {evaluated}, the ones scored here.")
+    if "train" in held:
+        console.print(f"train: mapping fitted on the labels of {train} only.")
+
+
+def _cell(score: dict[str, Any]) -> str:
+    return f"{score['miou']:.1f}/{score['accuracy']:.1f} ({score['classes_covered']})"

@@ -14,14 +14,17 @@ from torch import nn
 
 from cache.errors import InputError
 
+_FOLDER = "local-dir:"  # timm's prefix of a model in a folder
+
 
 @lru_cache(maxsize=1)
 def load_backbone(model: str, weights: str | None) -> nn.Module:
     """Create a frozen timm ViT in evaluation mode; kept for the next call in this process.
 
     Args:
-        model: timm name, with or without the tag of its weights.
-        weights: checkpoint file (safetensors or torch), or None for the model hub.
+        model: timm name, with or without the tag of its weights, or ``local-dir:FOLDER`` with a
+            config.json and the weights, as timm saves models.
+        weights: checkpoint file (safetensors or torch), or None for the model hub or the folder.
 
     Raises:
         InputError: unknown name, no ViT, missing or unfitting file, hub out of reach.
@@ -53,6 +56,14 @@ def load_backbone(model: str, weights: str | None) -> nn.Module:
 
 
 def _check_name(model: str) -> None:
+    if model.startswith(_FOLDER):
+        config = Path(model.removeprefix(_FOLDER)) / "config.json"
+        if not config.is_file():
+            raise InputError(
+                f"{model} needs {config}, which does not exist (paths start from the folder in "
+                "which the command runs): correct `backbones.<name>.model` in params.yaml."
+            )
+        return
     architecture = model.split(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
@@ -64,6 +75,11 @@ def _check_name(model: str) -> None:
 
 def _why(model: str, weights: str | None, error: Exception) -> str:
     first = str(error).strip().splitlines()[:4]
+    if model.startswith(_FOLDER) and not weights:
+        return (
+            f"{model} cannot be loaded: its config.json or weights are damaged or do not fit "
+            f"together ({' '.join(first)}). Restore the folder."
+        )
     if weights:
         return (
             f"the checkpoint {weights} does not fit {model} or is damaged: {' '.join(first)} "

@@ -27,6 +27,12 @@ class DatasetParams(_Section):
     eval: str
 
 
+class ScenesParams(_Section):
+    train: Count
+    val: Count
+    seed: Annotated[int, Field(ge=0)]
+
+
 class BackboneParams(_Section):
     model: str
     weights: str | None
@@ -125,6 +131,7 @@ class Params(_Section):
     backbone: str
     clusters: Annotated[int, Field(ge=2, le=65536)]
     datasets: dict[str, DatasetParams]
+    scenes: ScenesParams
     backbones: dict[str, BackboneParams]
     extract: ExtractParams
     graph: GraphParams

@@ -82,6 +82,7 @@ class Project:
         self.set("head.head_dim", 32)
         self.set("train.epochs", 3)
         self.set("report.images", 2)
+        self.set("scenes", {"train": 1, "val": 1, "seed": 0})
 
     def set(self, key: str, value: Any) -> None:
         """Set one dotted key of params.yaml."""

@@ -13,7 +13,7 @@ import yaml
 from tests.conftest import REPOSITORY
 
 LAYERS = ("cache", "pipeline", "stages")
-STAGES = ("prepare", "extract", "graph", "train", "segment", "eval", "report")
+STAGES = ("scenes", "prepare", "extract", "graph", "train", "segment", "eval", "report")
 MODULES = sorted(p for layer in LAYERS for p in (REPOSITORY / layer).rglob("*.py"))
 
 
@@ -87,7 +87,7 @@ def test_numerics_touch_no_disk_and_no_configuration(path: Path) -> None:
         assert not roots & {"h5py", "shutil", "zarr", "yaml", "pydantic"}
 
 
-@pytest.mark.parametrize("stage", ["extract", "graph", "train", "segment"])
+@pytest.mark.parametrize("stage", ["extract", "graph", "train", "segment", "predict"])
 def test_labels_are_out_of_reach_before_evaluation(stage: str) -> None:
     files = {name(path) for path in closure(REPOSITORY / f"stages/{stage}.py")}
     assert "cache/labels.py" not in files and "pipeline/evaluation.py" not in files
@@ -149,7 +149,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "zarr", "timm", "faiss", "numpy"} & set(run.stdout.split())
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "predict"])
 def test_every_stage_says_what_it_reads_and_writes(stage: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", f"stages.{stage}", "--help"],

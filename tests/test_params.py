@@ -50,8 +50,8 @@ def test_all_faults_are_reported_with_their_dotted_keys(tmp_path: Path, tree: di
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("dataset", "camvd", "dataset: 'camvd' is not one of camvid, voc_animals, own"),
-        ("backbone", "dino", "backbone: 'dino' is not one of dinov2_s14"),
+        ("dataset", "camvd", "dataset: 'camvd' is not one of scenes, own, camvid"),
+        ("backbone", "dino", "backbone: 'dino' is not one of demo, dinov2_s14"),
         ("clusters", 1, "clusters: Input should be greater than or equal to 2, found 1"),
         ("clusters", "256", "clusters: Input should be a valid integer, found '256'"),
     ],
@@ -81,3 +81,25 @@ def test_missing_or_broken_file(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("a: [1")
     with pytest.raises(InputError, match="is not valid YAML"):
         params.load(tmp_path / "params.yaml")
+
+
+def leaves(tree: object, key: str = "") -> dict[str, object]:
+    """Dotted keys of the file and their values; the names of entries become <name>."""
+    if not isinstance(tree, dict):
+        return {key: tree}
+    found: dict[str, object] = {}
+    for name, value in tree.items():
+        name = "<name>" if key in ("datasets", "backbones") else name
+        found |= leaves(value, f"{key}.{name}" if key else name)
+    return found
+
+
+def test_every_parameter_is_documented_with_its_default(tree: dict) -> None:
+    text = (REPOSITORY / "docs/parameters.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    documented = {row[0].strip("| `"): row[1] for row in rows}
+    shipped = leaves(tree)
+    assert list(documented) and set(documented) == set(shipped)
+    for key, default in documented.items():
+        if "<name>" not in key:
+            assert yaml.safe_load(default) == shipped[key], key

@@ -1,0 +1,1 @@
+"""The bundled demonstration backbone and the script that makes it."""

@@ -49,8 +49,8 @@ class Lesson(NamedTuple):
 @click.option("--level", default="8", help="Level of the cache to learn.")
 @click.option("--teacher", default=None, help="Weights of the teacher; start from a part of them.")
 @click.option("--out", default="backbones/demo", help="Folder to write, for timm's local-dir:.")
-@click.option("--steps", default=4000, help="Steps of 2400 patches.")
-@click.option("--lr", default=1e-3, help="Peak of the learning rate (AdamW, cosine).")
+@click.option("--steps", default=2800, help="Steps of 2400 patches.")
+@click.option("--lr", default=1.5e-3, help="Peak of the learning rate (AdamW, cosine).")
 @click.option("--seed", default=0, help="Of weights, order and crops.")
 def main(
     features_path: str,
@@ -76,6 +76,25 @@ def main(
     if teacher:
         start_from(student, load_backbone(features.manifest["model"], teacher))
     checkpoint = Path(f"{out}.checkpoint")
+    learn(student, lessons, checkpoint, steps=steps, lr=lr, seed=seed)
+    work = Path(f"{out}.partial")
+    save_for_hf(student.eval().half(), str(work), safe_serialization=True)
+    for file in sorted(work.iterdir()):  # beside the model card, which stays
+        publish(file, Path(out) / file.name)
+    work.rmdir()
+    checkpoint.unlink(missing_ok=True)
+
+
+def learn(
+    student: nn.Module,
+    lessons: list[Lesson],
+    checkpoint: Path,
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+) -> None:
+    """Take all the steps, from the last checkpoint if there is one; crops first, images later."""
     optimiser = torch.optim.AdamW(_groups(student), lr=lr, betas=(0.9, 0.98))
     first = _resume(checkpoint, student, optimiser)
     student.train()
@@ -85,17 +104,14 @@ def main(
         progress.advance(task, first)
         for step in range(first, steps):
             generator = np.random.default_rng([seed, step])
-            crop = step < 0.7 * steps or step % 2 == 0  # in the end whole images too
-            loss = _step(student, optimiser, lessons, crop, generator, rate(step, steps) * lr)
+            crop = step < 0.7 * steps or step % 2 == 0
+            loss = take_step(student, optimiser, lessons, crop, generator, rate(step, steps) * lr)
             progress.update(task, advance=1, description=f"distilling, 1 - cos = {loss:.3f}")
             recent = [*recent, loss][-100:]
             if step % 100 == 99:
                 click.echo(f"step {step + 1}: 1 - cos = {np.mean(recent):.4f} over the last 100")
                 state = {**heads.flatten_module(student), **heads.flatten_optimiser(optimiser)}
                 heads.save_checkpoint(checkpoint, state, {"step": step + 1})
-    work = Path(f"{out}.partial")
-    save_for_hf(student.eval().half(), str(work), safe_serialization=True)
-    publish(work, out)
 
 
 def create_student() -> nn.Module:
@@ -194,7 +210,7 @@ def read_lessons(features: Features, index: str, level: str) -> list[Lesson]:
     return lessons
 
 
-def _step(
+def take_step(
     student: nn.Module,
     optimiser: torch.optim.Optimizer,
     lessons: list[Lesson],

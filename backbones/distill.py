@@ -128,7 +128,12 @@ def create_student() -> nn.Module:
         class_token=False,
         global_pool="",
         dynamic_img_size=True,
-        pretrained_cfg_overlay={"mean": MEAN, "std": STD},
+        pretrained_cfg_overlay={
+            "mean": MEAN,
+            "std": STD,
+            "input_size": (3, GRID[0] * PATCH, GRID[1] * PATCH),
+            "tag": "demo",
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -10,14 +11,16 @@ from rich.table import Table
 _TEXT = ("predictor", "matching")
 
 
-def print_scores(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> None:
+def print_scores(
+    metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated: str
+) -> None:
     """Print metrics in the layout of metrics.json, and how each mapping came about.
 
     Args:
         train, evaluated: names of the splits.
     """
     first = next(iter(metrics.values()))
-    matchings = [key for key, value in first.items() if isinstance(value, dict)]
+    matchings = [key for key, value in first.items() if isinstance(value, Mapping)]
     held = first[matchings[0]] if matchings else {}
     origins = [origin for origin in ("oracle", "train") if origin in held]
     table = Table(

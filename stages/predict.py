@@ -63,7 +63,7 @@ class Naming(NamedTuple):
 @click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="Where.")
 @click.option(
     "--temperature",
-    default=0.3,
+    default=1.0,
     type=click.FloatRange(min=0, min_open=True),
     help="As `segment.temperature`.",
 )

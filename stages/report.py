@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,7 +169,7 @@ def origins(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> d
     return {key: heading for key, heading in headings.items() if key in held}
 
 
-def verdict(metrics: dict[str, dict[str, Any]]) -> str:
+def verdict(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """Whether the eigenfunctions beat the baseline in this run, said plainly."""
     ours, baseline = (metrics[name][MATCHING]["oracle"]["miou"] for name in ("ours", "kmeans"))
     word = "beats" if ours > baseline else "does not beat"

@@ -68,7 +68,7 @@ def test_repro_then_an_experiment_that_reuses_the_features(clone: Path, weights:
     shown = json.loads(run(clone, "dvc", "exp", "show", "--json"))
     assert "flat" in json.dumps(shown)
     changed = json.loads(run(clone, "dvc", "params", "diff", "--json"))
-    assert changed["params.yaml"]["graph.alpha"] == {"old": 0.3, "new": 0.0, "diff": -0.3}
+    assert changed["params.yaml"]["graph.alpha"] == {"old": 0.05, "new": 0.0, "diff": -0.05}
     run(clone, "dvc", "metrics", "diff", "--json")
     plots = run(clone, "dvc", "plots", "diff", "--json", "HEAD")
     assert "curve.csv" in plots

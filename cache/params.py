@@ -111,7 +111,7 @@ class KMeansParams(_Section):
 
 
 class SegmentParams(_Section):
-    temperature: Positive
+    temperature: Positive | None
 
 
 class ReportParams(_Section):

@@ -11,9 +11,7 @@ from rich.table import Table
 _TEXT = ("predictor", "matching")
 
 
-def print_scores(
-    metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated: str
-) -> None:
+def print_scores(metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated: str) -> None:
     """Print metrics in the layout of metrics.json, and how each mapping came about.
 
     Args:

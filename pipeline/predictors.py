@@ -111,7 +111,7 @@ def score_maps(
     grid_h: int,
     grid_w: int,
     *,
-    temperature: float,
+    temperature: float | None,
     eigenfunctions: int,
 ) -> ScoreMaps:
     """Score every patch of one image with all predictors; overlapping windows are averaged.
@@ -119,7 +119,7 @@ def score_maps(
     Args:
         windows: together they cover the grid; on the device of the head.
         grid_h, grid_w: patches of the image.
-        temperature: "ours" scores softmax(logits / temperature).
+        temperature: "ours" scores softmax(logits / temperature); None scores the logits.
         eigenfunctions: how many of the logits to return as maps, the first m.
 
     Raises:
@@ -135,11 +135,11 @@ def score_maps(
 
 
 def _scores(
-    predictors: Predictors, window: Window, temperature: float, eigenfunctions: int
+    predictors: Predictors, window: Window, temperature: float | None, eigenfunctions: int
 ) -> ScoreMaps:
     features, logits = predictors.head(window.head, [window.grid_h * window.grid_w])
     by_patch = (
-        torch.softmax(logits / temperature, dim=1),
+        logits if temperature is None else torch.softmax(logits / temperature, dim=1),
         torch.from_numpy(scores(predictors.ours_kmeans, features.cpu().numpy())),
         torch.from_numpy(scores(predictors.kmeans, window.kmeans.cpu().numpy())),
         logits[:, :eigenfunctions],

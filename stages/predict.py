@@ -63,9 +63,8 @@ class Naming(NamedTuple):
 @click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="Where.")
 @click.option(
     "--temperature",
-    default=1.0,
     type=click.FloatRange(min=0, min_open=True),
-    help="As `segment.temperature`.",
+    help="As `segment.temperature`; without it the logits are interpolated.",
 )
 def main(
     images: tuple[str, ...],
@@ -76,7 +75,7 @@ def main(
     matching: str,
     weights: str | None,
     device: str,
-    temperature: float,
+    temperature: float | None,
 ) -> None:
     """Segment new IMAGES (files, and folders with all below them) with a trained head.
 
@@ -210,7 +209,7 @@ def write_all(
     model: Model,
     naming: Naming,
     predictor: str,
-    temperature: float,
+    temperature: float | None,
 ) -> Iterator[str]:
     """Write the label map and the overlay of every photo; what is wrong with the bad ones."""
     way_out = "Replace or remove the file, then run predict again."
@@ -231,7 +230,7 @@ def write_all(
 
 
 def segment_image(
-    model: Model, image: np.ndarray, predictor: str, temperature: float
+    model: Model, image: np.ndarray, predictor: str, temperature: float | None
 ) -> np.ndarray:
     """Cluster ids of one image, as extract and segment would find them.
 

@@ -33,7 +33,7 @@ class Job(NamedTuple):
     features: str
     head: str
     mark: str
-    temperature: float
+    temperature: float | None
     device: str
     clusters: tuple[int, ...]
 

@@ -197,6 +197,8 @@ def test_score_maps_of_one_window() -> None:
     at = logits.reshape(3, 4, 5).permute(2, 0, 1)
     torch.testing.assert_close(found.ours, torch.softmax(at / 0.3, dim=0))
     torch.testing.assert_close(found.eigenfunctions, at[:2])
+    plain = score_maps(predictors, [window], 3, 4, temperature=None, eigenfunctions=2)
+    torch.testing.assert_close(plain.ours, at)
     for maps, model, values in (
         (found.ours_kmeans, predictors.ours_kmeans, features),
         (found.kmeans, predictors.kmeans, tokens[:, 8:]),
@@ -229,7 +231,7 @@ def trained(project: Project) -> Project:
     return project
 
 
-def naive_labels(image: int, height: int, width: int) -> np.ndarray:
+def naive_labels(image: int, height: int, width: int, temperature: float | None) -> np.ndarray:
     """The label map of "ours" by the shortest way, for images of one tile."""
     features = Features.open("data/features.zarr")
     state, _, manifest = heads.load_head("data/head")
@@ -242,17 +244,24 @@ def naive_labels(image: int, height: int, width: int) -> np.ndarray:
     tokens = np.concatenate([features.tokens(level, tile) for level in levels], axis=1)
     with torch.no_grad():
         logits = head(torch.from_numpy(tokens).float(), [len(tokens)])[1]
-    maps = torch.softmax(logits / 0.3, dim=1).T.reshape(1, -1, row["grid_h"], row["grid_w"])
+    scores = logits if temperature is None else torch.softmax(logits / temperature, dim=1)
+    maps = scores.T.reshape(1, -1, row["grid_h"], row["grid_w"])
     return F.interpolate(maps, (height, width), mode="bilinear")[0].argmax(dim=0).numpy()
 
 
-def test_stage_equals_the_short_way_and_repeats(trained: Project) -> None:
+@pytest.mark.parametrize("temperature", [None, 0.3])
+def test_stage_equals_the_short_way_and_repeats(
+    trained: Project, temperature: float | None
+) -> None:
+    trained.set("segment.temperature", temperature)
     trained.ok("segment")
     with Segments("data/segments.h5") as store:
         assert store.images == list(range(9))  # both splits
         for image in (0, 8):
             found = store.read("ours", image)
-            assert (found != naive_labels(image, 96, 128)).mean() < 1e-3  # ties of float32
+            assert (
+                found != naive_labels(image, 96, 128, temperature)
+            ).mean() < 1e-3  # ties of float32
             assert store.eigenfunctions(image).shape == (6, 6, 8)
     first = Path("data/segments.h5").read_bytes()
     trained.ok("segment")

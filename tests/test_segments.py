@@ -320,7 +320,7 @@ def test_parts_of_another_head_are_not_reused(
     assert result.exit_code == 0
     assert "resumed" not in result.output
     with Segments("data/segments.h5") as store:
-        assert (store.read("ours", 0) != naive_labels(0, 96, 128)).mean() < 1e-3
+        assert (store.read("ours", 0) != naive_labels(0, 96, 128, None)).mean() < 1e-3
 
 
 def test_threads_write_the_same_file(trained: Project) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +135,23 @@ def tree_bytes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def kill_when(stage: str, pattern: str, count: int) -> None:
+    """Run a stage in a process of its own; kill it when data/.work holds so many such files."""
+    # As many threads as here: Dask, once started, leaves OMP_NUM_THREADS=1 in the environment.
+    threads = {
+        name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **threads}
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(list(Path("data/.work").glob(pattern))) < count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
 
 
 @pytest.fixture(scope="session")

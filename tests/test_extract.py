@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cache.features import Features
-from tests.conftest import REPOSITORY, Project, tree_bytes
+from tests.conftest import Project, kill_when, tree_bytes
 
 CACHE = Path("data/features.zarr")
 
@@ -76,34 +72,13 @@ def test_sizes_and_windows_share_one_table(project: Project) -> None:
     assert len(features.tiles_of("train")) > len(features.tiles_of("val")) >= 3 * 4
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    # As many threads as here: Dask, once started, leaves OMP_NUM_THREADS=1 in the environment.
-    threads = {
-        name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    }
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **threads}
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments], env=environment, stderr=subprocess.PIPE
-    )
-
-
-def wait_for(pattern: str, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while len(list(Path("data").glob(pattern))) < count:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.002)
-
-
 def test_killed_and_restarted_gives_the_same_bytes(project: Project) -> None:
     project.set("extract.shard_tokens", 48)
     project.set("extract.max_patches", 48)
     project.ok("prepare", "extract")
     expected = tree_bytes(CACHE)
     shutil.rmtree(CACHE)
-    process = start("stages.extract")
-    wait_for(".work/features.zarr-*/done/*.json", 2, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill_when("extract", "features.zarr-*/done/*.json", 2)
     assert not CACHE.exists()
     (work,) = Path("data/.work").glob("features.zarr-*[0-9a-f]")
     finished = {path.stem for path in (work / "done").iterdir()}

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -24,7 +19,7 @@ from cache.index import read_index
 from cache.segments import Segments
 from pipeline.graph import pixel_edges
 from stages import train
-from tests.conftest import REPOSITORY, Project, tree_bytes
+from tests.conftest import Project, kill_when, tree_bytes
 
 STAGES = ("prepare", "extract", "graph", "train", "segment", "eval", "report")
 PREDICTORS = ("ours", "ours_kmeans", "kmeans")
@@ -115,25 +110,6 @@ def test_group_graph_equals_brute_force(project: Project) -> None:
     assert np.abs(group.similarities - best).max() < 1e-3  # stored as float16
 
 
-def start(stage: str) -> subprocess.Popen:
-    # As many threads as here: Dask, once started, leaves OMP_NUM_THREADS=1 in the environment.
-    threads = {
-        name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    }
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **threads}
-    command = [sys.executable, "-m", f"stages.{stage}"]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-
-
-def kill_when(pattern: str, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while len(list(Path("data/.work").glob(pattern))) < count:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
 @pytest.mark.parametrize(
     ("stage", "out", "pattern", "count"),
     [
@@ -153,7 +129,7 @@ def test_killed_stages_go_on_and_end_the_same(
     path = Path(out)
     expected = tree_bytes(path)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    kill_when(pattern, count, start(stage))
+    kill_when(stage, pattern, count)
     assert not path.exists()
     result = project.run(stage)
     assert result.exit_code == 0, result.output

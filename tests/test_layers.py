@@ -14,6 +14,9 @@ from tests.conftest import REPOSITORY
 
 LAYERS = ("cache", "pipeline", "stages")
 STAGES = ("scenes", "prepare", "extract", "graph", "train", "segment", "eval", "report")
+# They check, tell and report; no artefact's content depends on them, so that a new parameter or a
+# better message does not make DVC run the ViT again.
+NEUTRAL = {"cache/errors.py", "cache/params.py", "cache/progress.py", "stages/__init__.py"}
 MODULES = sorted(p for layer in LAYERS for p in (REPOSITORY / layer).rglob("*.py"))
 
 
@@ -104,7 +107,7 @@ def test_only_the_labels_module_opens_labels() -> None:
 def test_code_dependencies_in_dvc_equal_the_import_closure(stage: str) -> None:
     declared = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][stage]["deps"]
     code = {path for path in declared if path.split("/")[0] in LAYERS}
-    needed = {name(path) for path in closure(REPOSITORY / f"stages/{stage}.py")}
+    needed = {name(path) for path in closure(REPOSITORY / f"stages/{stage}.py")} - NEUTRAL
     if "cache/report.py" in needed:
         needed.add("cache/report.html")
     assert code == needed

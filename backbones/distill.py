@@ -27,6 +27,7 @@ from cache.images import read_tile
 from cache.index import read_index
 from cache.progress import bar, track
 from pipeline.features import normalise_pixels
+from pipeline.kmeans import unit_rows
 
 PATCH, WIDTH, DEPTH, HEADS = 8, 192, 6, 3
 GRID = (30, 40)  # patches of an image of 240 x 320 px, for which position embeddings are learned
@@ -186,7 +187,7 @@ def project(features: Features, level: str, tiles: np.ndarray) -> tuple[np.ndarr
     channels = features.channels(level)
     total, products, count = np.zeros(channels), np.zeros((channels, channels)), 0
     for tile in track(tiles, "teacher's principal components"):
-        tokens = _unit(features.tokens(level, int(tile)).astype(np.float32))
+        tokens = unit_rows(features.tokens(level, int(tile)).astype(np.float32))
         total += tokens.sum(axis=0)
         products += tokens.T @ tokens
         count += len(tokens)
@@ -209,8 +210,8 @@ def read_lessons(features: Features, index: str, level: str) -> list[Lesson]:
         height, width = grid[0] * PATCH, grid[1] * PATCH
         path = rows[tile["image"]].path
         pixels = read_tile(path, (height, width), (0, 0, height, width), bool(tile["flip"]))
-        tokens = _unit(features.tokens(level, int(number)).astype(np.float32))
-        target = _unit((tokens - mean) @ projection).reshape(*grid, WIDTH)
+        tokens = unit_rows(features.tokens(level, int(number)).astype(np.float32))
+        target = unit_rows((tokens - mean) @ projection).reshape(*grid, WIDTH)
         lessons.append(Lesson(np.rint(pixels * 255).astype(np.uint8), target.astype(np.float16)))
     return lessons
 
@@ -321,10 +322,6 @@ def _resume(checkpoint: Path, student: nn.Module, optimiser: torch.optim.Optimiz
     heads.restore_module(student, state)
     heads.restore_optimiser(optimiser, state)
     return meta["step"]
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import nn
 
 from cache.errors import InputError
 
-_FOLDER = "local-dir:"  # timm's prefix of a model in a folder
+FOLDER = "local-dir:"  # timm's prefix of a model in a folder
 
 
 @lru_cache(maxsize=1)
@@ -56,8 +56,8 @@ def load_backbone(model: str, weights: str | None) -> nn.Module:
 
 
 def _check_name(model: str) -> None:
-    if model.startswith(_FOLDER):
-        config = Path(model.removeprefix(_FOLDER)) / "config.json"
+    if model.startswith(FOLDER):
+        config = Path(model.removeprefix(FOLDER)) / "config.json"
         if not config.is_file():
             raise InputError(
                 f"{model} needs {config}, which does not exist (paths start from the folder in "
@@ -75,7 +75,7 @@ def _check_name(model: str) -> None:
 
 def _why(model: str, weights: str | None, error: Exception) -> str:
     first = str(error).strip().splitlines()[:4]
-    if model.startswith(_FOLDER) and not weights:
+    if model.startswith(FOLDER) and not weights:
         return (
             f"{model} cannot be loaded: its config.json or weights are damaged or do not fit "
             f"together ({' '.join(first)}). Restore the folder."

@@ -56,7 +56,7 @@ def fit(
     channels = points.shape[1]
     mean, projection = np.zeros(channels, np.float32), np.zeros((channels, 0), np.float32)
     if whiten is not None:
-        mean, projection = whitening(_normalise(points) if spherical else points, whiten)
+        mean, projection = whitening(unit_rows(points) if spherical else points, whiten)
     model = KMeans(np.zeros((0, whiten or channels), np.float32), mean, projection, spherical)
     prepared = prepare(model, points)
     kmeans = faiss.Kmeans(
@@ -77,11 +77,11 @@ def prepare(model: KMeans, tokens: np.ndarray) -> np.ndarray:
     """The tokens as they are compared with the centres: float32 ``(n, c)`` -> ``(n, d)``."""
     values = np.ascontiguousarray(tokens, np.float32)
     if model.spherical:
-        values = _normalise(values)
+        values = unit_rows(values)
     if model.projection.shape[1]:
         values = (values - model.mean) @ model.projection
         if model.spherical:
-            values = _normalise(values)
+            values = unit_rows(values)
     return values
 
 
@@ -139,7 +139,8 @@ def sample_plan(
     return [part - (end - size) for part, end, size in zip(parts, ends, sizes, strict=False)]
 
 
-def _normalise(values: np.ndarray) -> np.ndarray:
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float32 ``(n, c)``; zero rows stay zero."""
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     return values / np.maximum(lengths, np.finfo(np.float32).tiny)
 

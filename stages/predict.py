@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from cache import heads, predictions, results
 from cache.artefact import fingerprint
-from cache.backbone import facts, load_backbone, weights_hash
+from cache.backbone import FOLDER, facts, load_backbone, weights_hash
 from cache.errors import InputError
 from cache.images import Photo, cut_tile, find_photos, read_image, resize
 from cache.progress import track
@@ -29,7 +29,6 @@ from stages import Stage
 MATCHINGS = ("majority_iou", "majority_count", "hungarian")
 NO_CLASS = 255  # label value of a cluster that no class was matched to
 OPACITY = 0.6
-FOLDER = "local-dir:"  # timm's prefix of a model in a folder
 TILING = ("short_side", "window", "stride", "max_patches")
 
 

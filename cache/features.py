@@ -2,8 +2,9 @@
 
 Layout of the folder: one array ``(slots, C)`` per level (``block_<n>``, ``keys``, ``rgb``), the
 table of tiles as one-dimensional arrays below ``tiles/``, and ``manifest.json``, written last: a
-folder without it is incomplete. A tile occupies consecutive slots from its ``start``; slots between
-tiles hold NaN.
+folder without it is incomplete. A tile occupies consecutive slots from its ``start``, which is the
+start of a chunk; slots between tiles hold NaN. Of an int8 array ``<level>_scale`` ``(chunks, C)``
+holds the scales, in shards of the same number.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,8 +20,10 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from cache import int8
 from cache.artefact import read_json, write_json
 from cache.errors import InputError
+from cache.shards import Shards, shard_file
 
 FORMAT = 1
 TILE_FIELDS = np.dtype(
@@ -33,6 +37,7 @@ def declare(
     folder: Path,
     done: Path,
     channels: Mapping[str, int],
+    dtype: str,
     tiles: np.ndarray,
     chunk: int,
     shard: int,
@@ -42,7 +47,8 @@ def declare(
 
     Args:
         done: folder of the markers of finished shards; where it exists, the arrays do.
-        channels: C of each array; all are float16.
+        channels: C of each array.
+        dtype: float16 or int8, of all arrays but ``rgb``, which is float16.
         tiles: the table, dtype `TILE_FIELDS`.
         chunk: slots in a chunk, what one read fetches.
         shard: slots in a shard, what one job writes.
@@ -50,7 +56,7 @@ def declare(
     """
     if not (done.is_dir() and folder.is_dir()):
         shutil.rmtree(folder, ignore_errors=True)
-        _create(folder, channels, tiles, chunk, shard, shards)
+        _create(folder, channels, dtype, tiles, chunk, shard, shards)
         done.mkdir(exist_ok=True)
     return [number for number in range(shards) if not shard_finished(folder, done, number)]
 
@@ -58,6 +64,7 @@ def declare(
 def _create(
     folder: Path,
     channels: Mapping[str, int],
+    dtype: str,
     tiles: np.ndarray,
     chunk: int,
     shard: int,
@@ -65,20 +72,34 @@ def _create(
 ) -> None:
     group = zarr.open_group(folder, mode="a")
     for name, width in channels.items():
-        group.create_array(
-            name,
-            shape=(shards * shard, width),
-            chunks=(chunk, width),
-            shards=(shard, width),
-            dtype="float16",
-            fill_value=np.nan,
-            compressors=[Crc32cCodec()],  # float16 features hardly compress; a flipped bit is found
-            config={"write_empty_chunks": True},
-            overwrite=True,
-        )
+        stored = "float16" if name == "rgb" else dtype
+        _create_array(group, name, stored, (shards * shard, width), chunk, shard)
+        if stored == "int8":
+            shape = (shards * shard // chunk, width)
+            _create_array(group, _scale(name), "float32", shape, 1, shard // chunk)
     table = group.require_group("tiles")
     for name in TILE_FIELDS.names or ():
         table.create_array(name, data=tiles[name], overwrite=True)
+
+
+def _create_array(
+    group: zarr.Group, name: str, dtype: str, shape: tuple[int, int], chunk: int, shard: int
+) -> None:
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=(chunk, shape[1]),
+        shards=(shard, shape[1]),
+        dtype=dtype,
+        fill_value=0 if dtype == "int8" else np.nan,
+        compressors=[Crc32cCodec()],  # features hardly compress; a flipped bit is found
+        overwrite=True,
+    )
+
+
+def _scale(name: str) -> str:
+    """Name of the array that holds the scales of an int8 array."""
+    return f"{name}_scale"
 
 
 def read_tiles(folder: Path) -> np.ndarray:
@@ -98,12 +119,15 @@ def write_shard(folder: Path, done: Path, shard: int, arrays: Mapping[str, np.nd
         done: folder of the markers.
         arrays: float16 ``(slots of a shard, C)`` each, NaN where no tile lies.
     """
-    group = zarr.open_group(folder, mode="r+")
+    sizes = {}
     for name, values in arrays.items():
-        # Zarr reads a shard before it writes over it, and would stop at one that is torn.
-        _shard_file(folder, name, shard).unlink(missing_ok=True)
-        group[name][shard * len(values) : (shard + 1) * len(values)] = values  # type: ignore[index]
-    sizes = {name: _shard_file(folder, name, shard).stat().st_size for name in arrays}
+        array = Shards(folder, name)
+        written = {name: values}
+        if array.dtype == np.int8:
+            written[name], written[_scale(name)] = int8.encode(values, array.chunk)
+        for part, content in written.items():
+            Shards(folder, part).write(shard, content)
+            sizes[part] = shard_file(folder, part, shard).stat().st_size
     write_json(done / f"{shard}.json", sizes)
 
 
@@ -112,14 +136,10 @@ def shard_finished(folder: Path, done: Path, shard: int) -> bool:
     try:
         sizes = json.loads((done / f"{shard}.json").read_text())
         return all(
-            _shard_file(folder, name, shard).stat().st_size == size for name, size in sizes.items()
+            shard_file(folder, name, shard).stat().st_size == size for name, size in sizes.items()
         )
     except (OSError, ValueError):
         return False
-
-
-def _shard_file(folder: Path, name: str, shard: int) -> Path:
-    return folder / name / "c" / str(shard) / "0"
 
 
 def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -> None:
@@ -150,10 +170,12 @@ class Features:
         self.path = path
         self.manifest = manifest
         self.tiles = tiles
-        self._arrays = {name: zarr.open_array(path, path=name, mode="r") for name in self._names()}
-
-    def _names(self) -> list[str]:
-        return [*self.manifest["channels"], "rgb"]
+        self._arrays = {name: Shards(path, name) for name in (*manifest["channels"], "rgb")}
+        self._scales = {
+            name: Shards(path, _scale(name))
+            for name, array in self._arrays.items()
+            if array.dtype == np.int8
+        }
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -224,24 +246,59 @@ class Features:
 
     def tokens(self, level: int | str, tile: int) -> np.ndarray:
         """Tokens of a tile: float16 ``(patches, C)``, rows of the grid one after the other."""
-        return self._read(self.array(level), tile)
+        return self.batch([level], [tile])
+
+    def batch(self, levels: Sequence[int | str], tiles: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Tokens of some tiles: float16 ``(patches, C)``, tile after tile, levels side by side."""
+        return self._read([self.array(level) for level in levels], tiles)
 
     def rgb(self, tile: int) -> np.ndarray:
         """Colours at the patch grid: float32 ``(patches, 3)`` in [0, 1]."""
-        return self._read("rgb", tile).astype(np.float32)
+        return self._read(["rgb"], [tile]).astype(np.float32)
 
-    def _read(self, name: str, tile: int) -> np.ndarray:
-        start = int(self.tiles[tile]["start"])
-        way_out = f"delete {self.path} and run `dvc repro extract`."
-        try:
-            values = np.asarray(self._arrays[name][start : start + self.size(tile)])
-        except Exception as error:  # zarr and its codecs raise many types for damaged bytes
-            raise InputError(
-                f"{self.path}: a shard of {name} is damaged at tile {tile} ({error}): {way_out}"
-            ) from error
-        if not np.isfinite(values).all():
-            raise InputError(
-                f"{self.path}: {name} has NaN or infinite values, or a missing shard, at tile "
-                f"{tile}: {way_out}"
-            )
+    def _read(self, names: Sequence[str], tiles: Sequence[int] | np.ndarray) -> np.ndarray:
+        rows = np.cumsum([0, *self.sizes(tiles)])
+        columns = np.cumsum([0, *(self._arrays[name].channels for name in names)])
+        values = np.empty((rows[-1], columns[-1]), np.float16)
+        for tile, (top, bottom) in zip(tiles, pairwise(rows), strict=True):
+            for name, (left, right) in zip(names, pairwise(columns), strict=True):
+                self._fill(values[top:bottom, left:right], name, tile)
         return values
+
+    def _fill(self, values: np.ndarray, name: str, tile: int) -> None:
+        """Read one array's tokens of a tile into ``values``, float16 ``(patches, C)``."""
+        chunk = self._arrays[name].chunk
+        number = int(self.tiles[tile]["start"]) // chunk
+        fault = None
+        try:
+            for first in range(0, len(values), chunk):
+                rows = values[first : first + chunk]
+                found = self._chunk(name, number + first // chunk)[: len(rows)]
+                if not finite(found):
+                    fault = f"{name} has NaN or infinite values at tile {tile}"
+                rows[...] = found
+        except FileNotFoundError:
+            fault = f"{name} lacks the shard that holds tile {tile}"
+        except (OSError, ValueError) as error:
+            fault = f"a shard of {name} is damaged at tile {tile} ({error})"
+        if fault:
+            raise InputError(
+                f"{self.path}: {fault}: delete {self.path} and run `dvc repro extract`."
+            )
+
+    def _chunk(self, name: str, number: int) -> np.ndarray:
+        """One chunk of an array: float16 ``(chunk, C)``."""
+        values = self._arrays[name].read(number)
+        if name in self._scales:
+            return int8.decode(values, self._scales[name].read(number))
+        return values
+
+
+def finite(values: np.ndarray) -> bool:
+    """Whether float16 values are all finite.
+
+    Infinities and NaN are the greatest bit patterns of each sign; to look for them so is many times
+    as fast as `np.isfinite`, which takes float16 one by one.
+    """
+    bits = values.view(np.int16).max(initial=0), values.view(np.uint16).max(initial=0)
+    return bool(bits[0] < 0x7C00 and bits[1] < 0xFC00)

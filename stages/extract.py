@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +15,10 @@ import numpy as np
 import torch
 
 from cache import features, params
+from cache.ahead import ahead
 from cache.artefact import fingerprint, publish, size, work_folder
 from cache.backbone import facts, load_backbone, weights_hash
-from cache.images import read_tile
+from cache.images import cut_tile, read_image, resize
 from cache.index import ImageRow, read_index
 from cache.jobs import run
 from pipeline.device import choose_device, hardware_bfloat16
@@ -29,6 +33,8 @@ from pipeline.features import (
 from pipeline.tiles import Layout, Tile, plan_layout, plan_tiles
 from stages import Stage
 
+DECODERS = 16  # threads that decode images, if there are as many cores
+
 
 class Job(NamedTuple):
     """All that a worker needs to fill any shard; small enough to send around."""
@@ -42,6 +48,13 @@ class Job(NamedTuple):
     batch: int
     device: str
     shard_slots: int
+
+
+class Batch(NamedTuple):
+    """Tiles of one shape (rows of the table) that lie in one shard."""
+
+    shard: int
+    tiles: np.ndarray
 
 
 @click.command(cls=Stage)
@@ -60,24 +73,40 @@ def main(params_path: str, index: str, out: str) -> None:
     backbone = open_backbone(entry.model, entry.weights)
     if chosen.extract.keys:
         check_keys(backbone.model)
-    table = _table(rows, chosen.extract, backbone.patch)
+    manifest = describe(chosen, rows, backbone)
+    with work_folder(out, manifest["fingerprint"]) as work:
+        job, todo, shards = declare(chosen, manifest, rows, index, work)
+        if len(todo) < shards:
+            click.echo(f"resumed: {shards - len(todo)} of {shards} shards were finished")
+        jobs = [(job, shard) for shard in todo]
+        together = fill_shards(job, todo)
+        run(fill_shard, jobs, chosen.compute, work, "extracting features", together=together)
+        features.finish(Path(job.folder), Path(job.done), shards, manifest)
+        publish(job.folder, out)
+    tiles = features.read_tiles(Path(out))
+    patches = int((tiles["grid_h"] * tiles["grid_w"]).sum())
+    click.echo(f"{out}: {len(tiles)} tiles, {patches} patches, {size(out) / 1e9:.2f} GB")
+
+
+def declare(
+    chosen: params.Params, manifest: dict, rows: list[ImageRow], index: str, work: Path
+) -> tuple[Job, list[int], int]:
+    """Plan the cache and create it below ``work``; the shards still to do, and how many there are.
+
+    Args:
+        manifest: what `describe` gives.
+        index: path of the index, whose rows are ``rows``.
+    """
+    table = _table(rows, chosen.extract, manifest["patch"])
     sizes = (table["grid_h"] * table["grid_w"]).tolist()
     layout = plan_layout(sizes, chosen.extract.shard_tokens)
     table["start"] = layout.starts
-    manifest = _manifest(chosen, rows, backbone)
-    with work_folder(out, manifest["fingerprint"]) as work:
-        job = _job(chosen, manifest, work, index, layout)
-        folder, done = Path(job.folder), Path(job.done)
-        channels = {**manifest["channels"], "rgb": 3}
-        todo = features.declare(folder, done, channels, table, *layout[1:])
-        if len(todo) < layout.shards:
-            finished = layout.shards - len(todo)
-            click.echo(f"resumed: {finished} of {layout.shards} shards were finished")
-        run(fill_shard, [(job, n) for n in todo], chosen.compute.scheduler, "extracting features")
-        features.finish(folder, done, layout.shards, manifest)
-        publish(folder, out)
-    gigabytes = size(out) / 1e9
-    click.echo(f"{out}: {len(table)} tiles, {sum(sizes)} patches, {gigabytes:.2f} GB")
+    job = _job(chosen, manifest, work, index, layout)
+    channels = {**manifest["channels"], "rgb": 3}
+    dtype = chosen.extract.dtype
+    folder, done = Path(job.folder), Path(job.done)
+    todo = features.declare(folder, done, channels, dtype, table, *layout[1:])
+    return job, todo, layout.shards
 
 
 def _job(chosen: params.Params, manifest: dict, work: Path, index: str, layout: Layout) -> Job:
@@ -97,66 +126,99 @@ def _job(chosen: params.Params, manifest: dict, work: Path, index: str, layout: 
 
 def fill_shard(job: Job, shard: int) -> None:
     """Compute and write one shard; it depends on nothing but its arguments and the images."""
+    for _ in fill_shards(job, [shard]):
+        pass
+
+
+def fill_shards(job: Job, shards: Sequence[int]) -> Iterator[int]:
+    """Compute and write shards in order; the number of each as soon as it is written.
+
+    While the ViT is at work, images are decoded ahead, beyond the end of a shard, and the shard
+    before is written. Held are two shards and, for each core, a batch of pixels
+    (`DECODERS` at most).
+    """
+
+    def write(item: tuple[int, dict[str, np.ndarray]]) -> None:
+        features.write_shard(Path(job.folder), Path(job.done), *item)
+
+    with closing(_shards(job, shards)) as computed:
+        for (shard, _), _ in ahead(write, computed, threads=1, waiting=1):
+            yield shard
+
+
+def _shards(
+    job: Job, shards: Sequence[int]
+) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
+    """Number and arrays, float16 ``(slots, C)``, of each shard."""
     backbone = open_backbone(job.model, job.weights)
     rows = read_index(job.images)
-    table = features.read_tiles(Path(job.folder))
-    tiles = table[table["start"] // job.shard_slots == shard]
-    arrays: dict[str, np.ndarray] = {}
-    for batch, pixels in _batches(tiles, rows, job.batch):
-        for name, values in _levels(backbone, pixels, job).items():
-            if name not in arrays:
-                shape = (job.shard_slots, values.shape[-1])
-                arrays[name] = np.full(shape, np.nan, np.float16)
-            for tile, found in zip(batch, values, strict=True):
-                _check_finite(found, name, rows[tile["image"]])
-                start = tile["start"] - shard * job.shard_slots
-                arrays[name][start : start + len(found)] = found
-    features.write_shard(Path(job.folder), Path(job.done), shard, arrays)
+    batches = plan_batches(features.read_tiles(Path(job.folder)), shards, job)
+    threads = min(os.cpu_count() or 1, DECODERS)
+    decoded = ahead(partial(read_pixels, rows), batches, threads=threads, waiting=threads)
+    with closing(decoded):
+        for shard, group in groupby(decoded, lambda item: item[0].shard):
+            arrays: dict[str, np.ndarray] = {}
+            for batch, pixels in group:
+                _place(compute(backbone, pixels, job), batch, rows, job, arrays)
+            yield shard, arrays
 
 
-def _levels(backbone: Backbone, pixels: torch.Tensor, job: Job) -> dict[str, np.ndarray]:
+def _place(
+    found: dict[str, np.ndarray],
+    batch: Batch,
+    rows: list[ImageRow],
+    job: Job,
+    arrays: dict[str, np.ndarray],
+) -> None:
+    """Put what was computed of a batch to its slots in the arrays of its shard."""
+    for name, values in found.items():
+        if name not in arrays:
+            arrays[name] = np.full((job.shard_slots, values.shape[-1]), np.nan, np.float16)
+        for tile, tokens in zip(batch.tiles, values, strict=True):
+            _check_finite(tokens, name, rows[tile["image"]])
+            start = tile["start"] - batch.shard * job.shard_slots
+            arrays[name][start : start + len(tokens)] = tokens
+
+
+def compute(backbone: Backbone, pixels: torch.Tensor, job: Job) -> dict[str, np.ndarray]:
+    """What the cache holds of a batch: float16 ``(B, patches, C)`` of each array."""
     pixels = pixels.to(choose_device(job.device))
     found = half_tokens(backbone, pixels, job.levels)
     found["rgb"] = downsample(pixels, backbone.patch).half().cpu().numpy()
     return found
 
 
-def _batches(
-    tiles: np.ndarray, rows: list[ImageRow], size: int
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Batches of tiles of one shape with their pixels, the next one decoded while one is used."""
-    groups = []
-    for shape in np.unique(tiles[["height", "width"]]):
-        same = tiles[tiles[["height", "width"]] == shape]
-        groups += [same[i : i + size] for i in range(0, len(same), size)]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        ahead = [pool.submit(_pixels, group, rows) for group in groups[:2]]
-        for number, group in enumerate(groups):
-            pixels = ahead.pop(0).result()
-            if number + 2 < len(groups):
-                ahead.append(pool.submit(_pixels, groups[number + 2], rows))
-            yield group, pixels
+def plan_batches(table: np.ndarray, shards: Sequence[int], job: Job) -> Iterator[Batch]:
+    """Batches of at most `Job.batch` tiles, shard after shard.
+
+    Args:
+        table: dtype `features.TILE_FIELDS`; the starts ascend.
+    """
+    starts = np.ascontiguousarray(table["start"])
+    for shard in shards:
+        ends = np.array([shard, shard + 1]) * job.shard_slots
+        tiles = table[slice(*np.searchsorted(starts, ends))]
+        for shape in np.unique(tiles[["height", "width"]]):
+            same = tiles[tiles[["height", "width"]] == shape]
+            for first in range(0, len(same), job.batch):
+                yield Batch(shard, same[first : first + job.batch])
 
 
-def _pixels(tiles: np.ndarray, rows: list[ImageRow]) -> torch.Tensor:
-    """Pixels of tiles of one shape: float32 ``(B, 3, height, width)`` in [0, 1]."""
-    return torch.from_numpy(
-        np.stack(
-            [
-                read_tile(
-                    rows[tile["image"]].path,
-                    (tile["resized_h"], tile["resized_w"]),
-                    (tile["top"], tile["left"], tile["height"], tile["width"]),
-                    bool(tile["flip"]),
-                )
-                for tile in tiles
-            ]
-        )
-    )
+def read_pixels(rows: list[ImageRow], batch: Batch) -> torch.Tensor:
+    """Pixels of a batch: float32 ``(B, 3, height, width)`` in [0, 1]."""
+    found = []
+    # Windows of one image follow each other: it is decoded once.
+    whole = groupby(batch.tiles, lambda tile: tile[["image", "resized_h", "resized_w"]].item())
+    for (image, height, width), tiles in whole:
+        resized = resize(read_image(rows[image].path), height, width)
+        for tile in tiles:
+            window = tile[["top", "left", "height", "width"]].item()
+            found.append(cut_tile(resized, window, bool(tile["flip"])))
+    return torch.from_numpy(np.stack(found))
 
 
 def _check_finite(values: np.ndarray, name: str, row: ImageRow) -> None:
-    if not np.isfinite(values).all():
+    if not features.finite(values):
         raise ValueError(
             f"{row.path}: the features of {name} are NaN or beyond float16. Check the weights; "
             "a block whose values are that large can pass the final norm (`extract.final_norm`)."
@@ -195,7 +257,7 @@ def _table(rows: list[ImageRow], choices: params.ExtractParams, patch: int) -> n
     return table
 
 
-def _manifest(chosen: params.Params, rows: list[ImageRow], backbone: Backbone) -> dict:
+def describe(chosen: params.Params, rows: list[ImageRow], backbone: Backbone) -> dict:
     """What the cache is made from; its fingerprint covers images, weights and parameters."""
     choices = chosen.extract
     device = choose_device(chosen.compute.device)

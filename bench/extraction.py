@@ -1,0 +1,160 @@
+"""Extraction (decoding, ViT, writing) against the bare forward pass of timm's model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from bench.timing import Timing, machine, ratios, show, side_by_side
+from cache import features, params
+from cache.images import check_images
+from cache.index import ImageRow, write_index
+from pipeline.device import choose_device
+from pipeline.features import Backbone, tokens
+from stages import extract
+
+
+class Run(NamedTuple):
+    """One extraction, ready to go, and its parts' input."""
+
+    job: extract.Job
+    shards: list[int]
+    backbone: Backbone
+    rows: list[ImageRow]
+    batches: list[extract.Batch]
+
+
+@click.command()
+@click.option("--model", default="vit_small_patch14_dinov2.lvd142m", show_default=True)
+@click.option("--weights", help="Checkpoint file; random weights without it.")
+@click.option("--images", help="Folder of photos; drawn ones of 640 x 480 without it.")
+@click.option("--count", default=48, show_default=True, help="Photos to draw.")
+@click.option("--short-side", default=364, show_default=True, help="px.")
+@click.option("--batch", default=8, show_default=True, help="Tiles in a forward pass.")
+@click.option("--shard-tokens", default=32768, show_default=True, help="Slots in a shard.")
+@click.option("--dtype", default="float16", type=click.Choice(("float16", "int8")))
+@click.option("--precision", default="auto", type=click.Choice(("auto", "float32", "bfloat16")))
+@click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")))
+@click.option("--repeats", default=5, show_default=True, help="Timed runs of each case.")
+def main(
+    model: str, weights: str | None, images: str | None, count: int, device: str, repeats: int,
+    **choices: Any,
+) -> None:  # fmt: skip
+    """Time the extraction of photos and the model alone on batches of the same sizes.
+
+    Then the parts of the extraction, each alone: decoding and resizing in one thread, tokens of the
+    three levels, the same with their way to float16 in the host's memory, writing of the shards.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        run = _prepare(
+            root, model, weights, images or _draw(root / "photos", count), device, choices
+        )
+        seconds = side_by_side(_cases(run), repeats)
+        photos = sum(len(batch.tiles) for batch in run.batches)
+        rows = [
+            _row(name, found, seconds["bare forward"], photos) for name, found in seconds.items()
+        ]
+        facts = {"model": model, "tiles": photos, "bfloat16": run.job.levels.bfloat16, **choices}
+        show("extraction", {**machine(choose_device(device)), **facts}, rows)
+
+
+def _draw(folder: Path, count: int) -> str:
+    """Photo-like JPEG files: soft shapes and some noise."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
+        soft = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), np.float32)
+        noisy = soft + generator.normal(0, 6, (480, 640, 1))
+        picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+        picture.save(folder / f"{number:04d}.jpg", quality=90)
+    return str(folder)
+
+
+def _prepare(
+    root: Path, model: str, weights: str | None, images: str, device: str, choices: dict[str, Any]
+) -> Run:
+    """Index the images, load the model, create the cache."""
+    if weights is None:
+        weights = str(root / "weights.safetensors")
+        save_file(timm.create_model(model.split(".")[0], num_classes=0).state_dict(), weights)
+    index = str(root / "index.csv")
+    rows = check_images(images, ("all",))
+    write_index(index, rows)
+    chosen = params.load(Path(__file__).parent.parent / "params.yaml")
+    entry = params.BackboneParams(model=model, weights=weights)
+    chosen = chosen.model_copy(
+        update={
+            "extract": chosen.extract.model_copy(update=choices),
+            "backbones": {chosen.backbone: entry},
+            "compute": chosen.compute.model_copy(update={"device": device}),
+        }
+    )
+    backbone = extract.open_backbone(model, weights)
+    manifest = extract.describe(chosen, rows, backbone)
+    job, shards, _ = extract.declare(chosen, manifest, rows, index, root)
+    table = features.read_tiles(Path(job.folder))
+    return Run(job, shards, backbone, rows, list(extract.plan_batches(table, shards, job)))
+
+
+def _cases(run: Run) -> dict[str, Callable[[], None]]:
+    """What is timed, by name; each case does all the images."""
+    job, backbone, levels = run.job, run.backbone, run.job.levels
+    device = choose_device(job.device)
+    model = backbone.model.to(device)
+    autocast = torch.bfloat16 if levels.bfloat16 else None
+    shapes = [(len(tiles), 3, *tiles[["height", "width"]][0].item()) for _, tiles in run.batches]
+    drawn = {shape: torch.rand(shape, device=device) for shape in set(shapes)}
+    arrays = {
+        name: np.zeros((job.shard_slots, values.shape[-1]), np.float16)
+        for name, values in extract.compute(backbone, drawn[shapes[0]], job).items()
+    }
+
+    write = partial(features.write_shard, Path(job.folder), Path(job.done), arrays=arrays)
+    bare = torch.autocast(device.type, autocast, enabled=autocast is not None)(model)
+    forward = partial(
+        tokens, backbone, blocks=levels.blocks, normed=levels.normed, keys=levels.keys,
+        autocast=autocast,
+    )  # fmt: skip
+    compute = partial(extract.compute, backbone, job=job)
+    inputs = [drawn[shape] for shape in shapes]
+    return {
+        "bare forward": partial(_each, torch.inference_mode()(bare), inputs),
+        "extraction": lambda: _each(int, extract.fill_shards(job, run.shards)),
+        "part: decode, resize (1 thread)": partial(
+            _each, partial(extract.read_pixels, run.rows), run.batches
+        ),
+        "part: tokens of the levels": partial(_each, forward, inputs),
+        "part: tokens to float16 in host memory": partial(_each, compute, inputs),
+        "part: write": partial(_each, write, run.shards),
+    }
+
+
+def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> None:
+    for item in items:
+        function(item)
+
+
+def _row(case: str, seconds: list[float], bare: list[float], photos: int) -> dict[str, Any]:
+    rates = [photos / second for second in seconds]
+    return {
+        "case": case,
+        "images/s": Timing.of(rates),
+        "ms/image": 1e3 * Timing.of(seconds).median / photos,
+        "rate / bare": ratios(bare, seconds),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The measuring commands of the feature cache run at a tiny size and tell what they should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from click.testing import CliRunner
+
+from bench import extraction, reading
+
+
+def rows_of(command: click.Command, *arguments: str) -> dict[str, dict]:
+    """The rows of a command's JSON line by case."""
+    result = CliRunner().invoke(command, list(arguments))
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output.splitlines()[-1])
+    assert found["numpy"] and found["processor"]
+    return {row["case"]: row for row in found["rows"]}
+
+
+def test_reading_compares_the_cache_with_a_memory_map(tmp_path: Path) -> None:
+    sizes = ["--tiles", "6", "--grid", "4", "--channels", "64", "--batch", "3"]
+    rows = rows_of(
+        reading.main, *sizes, "--shard-tokens", "32", "--repeats", "2", "--writes", "1",
+        "--folder", str(tmp_path),
+    )  # fmt: skip
+    for levels in (1, 3):
+        assert rows[f"read memmap, {levels} level(s)"]["times the memory map"] == [1, 1, 1]
+        assert rows[f"read float16, {levels} level(s)"]["times the memory map"][0] > 0
+    assert rows["write memmap"]["megabytes"] > 6 * 16 * 64 * 3 * 2 / 1e6
+    assert {"dvc add float16", "md5 int8"} <= set(rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_extraction_is_compared_with_the_bare_model(weights: Path) -> None:
+    rows = rows_of(
+        extraction.main, "--model", "test_vit", "--weights", str(weights), "--count", "3",
+        "--short-side", "96", "--batch", "2", "--repeats", "1", "--device", "cpu",
+    )  # fmt: skip
+    assert rows["bare forward"]["rate / bare"] == [1, 1, 1]
+    assert rows["extraction"]["rate / bare"][0] > 0
+    assert rows["part: write"]["ms/image"] > 0

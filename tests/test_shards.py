@@ -1,0 +1,131 @@
+"""The cache's files are Zarr's, damage in them is found, int8 keeps within its error bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from cache import features, int8
+from cache.errors import InputError
+from cache.features import Features
+from cache.shards import Shards, shard_file
+from pipeline.tiles import plan_layout
+
+GRIDS = [(2, 3), (2, 3), (4, 5), (2, 3), (1, 2), (2, 3), (4, 5)]
+CHANNELS = {"block_00": 8, "block_11": 4}
+
+
+def make_cache(root: Path, dtype: str) -> tuple[Features, dict[str, np.ndarray]]:
+    """A cache of tiles of several sizes and the float16 values put into it, NaN in the gaps."""
+    layout = plan_layout([h * w for h, w in GRIDS], 26)
+    table = np.zeros(len(GRIDS), features.TILE_FIELDS)
+    table["grid_h"], table["grid_w"] = np.array(GRIDS).T
+    table["start"] = layout.starts
+    store, done = root / "features.zarr", root / "done"
+    channels = {**CHANNELS, "rgb": 3}
+    todo = features.declare(store, done, channels, dtype, table, *layout[1:])
+    assert len(todo) == layout.shards > 2
+    generator = np.random.default_rng(0)
+    values = {}
+    for name, width in channels.items():
+        values[name] = np.full((layout.shards * layout.shard, width), np.nan, np.float16)
+        for row in table:
+            end = row["start"] + row["grid_h"] * row["grid_w"]
+            drawn = generator.standard_normal((end - row["start"], width))
+            values[name][row["start"] : end] = drawn * 10.0 ** generator.integers(-3, 4, width)
+    for shard in todo:
+        part = slice(shard * layout.shard, (shard + 1) * layout.shard)
+        features.write_shard(store, done, shard, {n: v[part] for n, v in values.items()})
+    manifest = {"levels": {"first": "block_00", "last": "block_11"}, "channels": CHANNELS}
+    features.finish(store, done, layout.shards, manifest)
+    return Features.open(store), values
+
+
+def rows_of(cache: Features, values: np.ndarray, tile: int) -> np.ndarray:
+    start = int(cache.tiles[tile]["start"])
+    return values[start : start + cache.size(tile)]
+
+
+def test_zarr_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> None:
+    cache, values = make_cache(tmp_path, "float16")
+    for name, expected in values.items():
+        array = zarr.open_array(cache.path, path=name, mode="r+")
+        assert np.array_equal(np.asarray(array), expected, equal_nan=True)
+        ours = {shard: shard_file(cache.path, name, shard).read_bytes() for shard in range(2)}
+        slots = array.shards[0]
+        array[: 2 * slots] = np.arange(2 * slots * array.shape[1]).reshape(2 * slots, -1)
+        shards = Shards(cache.path, name)
+        assert np.array_equal(shards.read(1), np.asarray(array[shards.chunk : 2 * shards.chunk]))
+        array[: 2 * slots] = expected[: 2 * slots]
+        full = [n for n in ours if not np.isnan(expected[n * slots : (n + 1) * slots]).any()]
+        for shard in full:  # of an empty chunk, Zarr stores nothing
+            assert shard_file(cache.path, name, shard).read_bytes() == ours[shard]
+
+
+def test_a_batch_holds_tiles_below_each_other_and_levels_side_by_side(tmp_path: Path) -> None:
+    cache, values = make_cache(tmp_path, "float16")
+    tiles = [6, 0, 4, 2]
+    columns = [
+        np.concatenate([rows_of(cache, values[name], tile) for tile in tiles])
+        for name in ("block_11", "block_00")
+    ]
+    found = cache.batch(["last", "first"], np.array(tiles))
+    assert found.dtype == np.float16
+    assert np.array_equal(found, np.concatenate(columns, axis=1))
+    assert np.array_equal(cache.tokens("last", 2), rows_of(cache, values["block_11"], 2))
+
+
+def test_int8_is_within_half_a_step_of_each_chunk(tmp_path: Path) -> None:
+    cache, values = make_cache(tmp_path, "int8")
+    for tile in range(len(GRIDS)):
+        exact = rows_of(cache, values["block_00"], tile).astype(np.float64)
+        found = cache.tokens("first", tile)
+        step = np.abs(exact).max(axis=0) / 127
+        rounding = np.spacing(np.abs(found)).astype(np.float64)
+        assert (np.abs(found - exact) <= step / 2 + rounding).all()
+    assert np.array_equal(cache.rgb(3), rows_of(cache, values["rgb"], 3).astype(np.float32))
+
+
+def test_int8_of_zeros_and_of_nothing() -> None:
+    values = np.zeros((6, 2), np.float16)
+    values[2:4, 1] = [-127, 254]
+    values[4:] = np.nan
+    quantised, scale = int8.encode(values, 2)
+    assert quantised.tolist() == [[0, 0], [0, 0], [0, -64], [0, 127], [0, 0], [0, 0]]
+    assert scale[:2].tolist() == [[0, 0], [0, 2]] and np.isnan(scale[2]).all()
+    assert not int8.decode(quantised[:2], scale[:1]).any()
+    assert np.isnan(int8.decode(quantised[4:], scale[2:])).all()
+
+
+@pytest.mark.parametrize("name", ["block_00", "block_00_scale"])
+def test_every_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
+    cache, _ = make_cache(tmp_path, "int8")
+    file = shard_file(cache.path, name, 0)
+    whole = file.read_bytes()
+    for place in (0, 9, len(whole) - 21, len(whole) - 5, len(whole) - 1):
+        flipped = bytearray(whole)
+        flipped[place] ^= 16
+        file.write_bytes(flipped)
+        with pytest.raises(InputError, match=r"damaged at tile .*crc32c .* must be .* found"):
+            cache.batch(["first"], range(3))
+    for length in (0, 7, len(whole) // 2):
+        file.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="a shard of block_00 is damaged at tile 0"):
+            cache.tokens("first", 0)
+
+
+def test_values_that_are_not_finite_are_found(tmp_path: Path) -> None:
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+        found = np.array([[1, -65504], [value, 65504]], np.float16)
+        assert not features.finite(found) and features.finite(found[:1])
+    cache, values = make_cache(tmp_path, "float16")
+    shards = Shards(cache.path, "block_00")
+    slots = zarr.open_array(cache.path, path="block_00").shards[0]
+    torn = values["block_00"][:slots].copy()
+    torn[1, 1] = np.nan
+    shards.write(0, torn)
+    with pytest.raises(InputError, match="block_00 has NaN or infinite values at tile 0: delete"):
+        cache.tokens("first", 0)

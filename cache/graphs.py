@@ -1,40 +1,108 @@
-"""The graph file: kNN graphs of groups of images and pixel graphs of tiles, in one HDF5 file.
+"""The graph file: kNN graphs of patches and pixel graphs of tiles, in one HDF5 file.
 
-``/groups/<round>/<group>`` holds ``tiles`` (ids, in the order of the patches), ``indices`` and
-``similarities`` ``(n, k)``; ``/pixels/<part>`` holds the pixel graphs of a run of tiles.
+``/groups/<round>/<group>`` holds ``tiles`` (ids, in the order of the patches) and, where groups are
+searched one by one, their symmetric feature graph in CSR form. Where the whole split was searched,
+``/edges/<block>`` holds the rows of its one feature graph, in CSR form, for a run of patches; the
+patches are numbered through in the order of ``/tiles/ids``. ``/pixels/<part>`` holds the pixel
+graphs of a run of tiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 
 from cache import parts
 from cache.errors import InputError
 
 
+class Csr(NamedTuple):
+    """Rows of a graph: indptr ``(n + 1,)``, columns ``(edges,)``, weights float32 ``(edges,)``."""
+
+    indptr: np.ndarray
+    columns: np.ndarray
+    weights: np.ndarray
+
+
+class TileEdges(NamedTuple):
+    """Edges between tiles: positions of both tiles in the split, number of edges; ``(pairs,)``."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    counts: np.ndarray
+
+
 class GroupGraph(NamedTuple):
-    """The kNN graph of one group: its tiles, neighbours and cosines, both ``(n, k)``."""
+    """The feature graph of one group: its tiles, and its edges as rows ``(patches,)``.
+
+    Attributes:
+        tiles: ids, int64, in the order of the rows.
+        edges: columns count the patches of the group, or those of the whole split where ``firsts``
+            is given: edges that leave the group are still in it then.
+        firsts: number of the first patch of each tile in the split; None for graphs of groups.
+    """
 
     tiles: np.ndarray
-    indices: np.ndarray
-    similarities: np.ndarray
+    edges: Csr
+    firsts: np.ndarray | None = None
 
 
-def write_group(folder: Path, name: str, at: tuple[int, int], graph: GroupGraph) -> None:
-    """Write one group as a part; ``at`` is its round and its number in the round.
-
-    Indices are stored in the smallest unsigned type that holds them, cosines as float16.
-    """
-    n = len(graph.indices)
+def write_group(folder: Path, name: str, at: tuple[int, int], tiles: np.ndarray, csr: Csr) -> None:
+    """Write one group as a part; ``at`` is its round and its number in the round."""
     with parts.write_part(folder, name) as file:
         group = file.create_group(f"groups/{at[0]}/{at[1]}")
-        parts.dataset(group, "tiles", np.asarray(graph.tiles, np.int64))
-        parts.dataset(group, "indices", graph.indices.astype(np.min_scalar_type(n)))
-        parts.dataset(group, "similarities", graph.similarities.astype(np.float16))
+        parts.dataset(group, "tiles", np.asarray(tiles, np.int64))
+        _write_csr(group, csr)
+
+
+def write_groups(folder: Path, name: str, groups: Mapping[tuple[int, int], np.ndarray]) -> None:
+    """Write the tiles of groups that have no graphs of their own, as a part."""
+    with parts.write_part(folder, name) as file:
+        for (round_, number), tiles in groups.items():
+            group = file.create_group(f"groups/{round_}/{number}")
+            parts.dataset(group, "tiles", np.asarray(tiles, np.int64))
+
+
+def write_edges(folder: Path, name: str, block: int, csr: Csr, between: TileEdges) -> None:
+    """Write the rows of one block of patches as a part, and how many edges join which tiles."""
+    with parts.write_part(folder, name) as file:
+        group = file.create_group(f"edges/{block}")
+        _write_csr(group, csr)
+        for field, values in between._asdict().items():
+            parts.dataset(group, f"tile_{field}", values)
+
+
+def read_tile_edges(folder: Path, names: Sequence[str]) -> TileEdges:
+    """How many edges join which tiles, over all these parts of `write_edges`."""
+    found = []
+    for name in names:
+        with parts.read_part(folder, name) as file:
+            (group,) = file["edges"].values()
+            found.append([parts.read(group[f"tile_{field}"]) for field in TileEdges._fields])
+    return TileEdges(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def write_tiles(
+    folder: Path, name: str, tiles: np.ndarray, sizes: Sequence[int], blocks: np.ndarray
+) -> None:
+    """Write how patches are numbered, as a part: tiles in order, patches and block of each."""
+    with parts.write_part(folder, name) as file:
+        group = file.create_group("tiles")
+        parts.dataset(group, "ids", np.asarray(tiles, np.int64))
+        parts.dataset(group, "sizes", np.asarray(sizes, np.int64))
+        parts.dataset(group, "blocks", np.asarray(blocks, np.int64))
+
+
+def _write_csr(group: h5py.Group, csr: Csr) -> None:
+    """Columns take the smallest unsigned type that holds them, weights float16."""
+    greatest = int(csr.columns.max()) if len(csr.columns) else 0
+    parts.dataset(group, "indptr", csr.indptr.astype(np.int64))
+    parts.dataset(group, "columns", csr.columns.astype(np.min_scalar_type(greatest)))
+    parts.dataset(group, "weights", csr.weights.astype(np.float16))
 
 
 def write_pixels(
@@ -53,12 +121,21 @@ def write_pixels(
         parts.dataset(group, "indices", np.concatenate([indices for _, indices in graphs]))
 
 
+class _Place(NamedTuple):
+    """Where the rows of a tile lie: block, first row in it, first patch of the split, patches."""
+
+    block: int
+    row: int
+    first: int
+    size: int
+
+
 class Graphs(parts.Assembled):
     """A complete graph file, opened for reading.
 
     Attributes:
-        manifest: what it was made from: ``features`` (fingerprint of the cache), ``k``, ``level``,
-            ``rounds``, ``groups`` (in each round), ``fingerprint``.
+        manifest: what it was made from: ``features`` (fingerprint of the cache), ``scope``, ``k``,
+            ``level``, ``rounds``, ``groups`` (in each round), ``fingerprint``.
 
     Raises:
         InputError: the file is missing, half-written or damaged.
@@ -77,6 +154,17 @@ class Graphs(parts.Assembled):
                 parts.read(group["tiles"]), starts, lengths, strict=True
             ):
                 self._where[int(tile)] = (name, int(p), int(p + dp), int(e), int(e + de))
+        self._places = self._numbering() if self.manifest["scope"] == "dataset" else {}
+
+    def _numbering(self) -> dict[int, _Place]:
+        group = self.node("tiles")
+        ids, sizes, blocks = (parts.read(group[name]) for name in ("ids", "sizes", "blocks"))
+        firsts = np.cumsum(sizes) - sizes
+        rows = firsts - firsts[np.searchsorted(blocks, blocks)]  # from the first tile of the block
+        columns = (blocks, rows, firsts, sizes)
+        return {
+            int(tile): _Place(*map(int, place)) for tile, *place in zip(ids, *columns, strict=True)
+        }
 
     def check_features(self, fingerprint: str) -> None:
         """Raise InputError unless the graph was made from the cache with this fingerprint."""
@@ -87,12 +175,29 @@ class Graphs(parts.Assembled):
             )
 
     def group(self, round_: int, group: int) -> GroupGraph:
-        """The kNN graph of one group: int64 tiles, int32 indices, float32 cosines."""
+        """The feature graph of one group."""
         node = self.node(f"groups/{round_}/{group}")
-        return GroupGraph(
-            parts.read(node["tiles"]),
-            parts.read(node["indices"]).astype(np.int32),
-            parts.read(node["similarities"]).astype(np.float32),
+        tiles = parts.read(node["tiles"])
+        if not self._places:
+            return GroupGraph(tiles, self._rows(node, 0, len(node["indptr"]) - 1))
+        places = [self._places[int(tile)] for tile in tiles]
+        found = [self._rows(self.node(f"edges/{p.block}"), p.row, p.row + p.size) for p in places]
+        ends = np.cumsum([0] + [len(csr.columns) for csr in found])
+        indptr = [csr.indptr[1:] + end for csr, end in zip(found, ends, strict=False)]
+        edges = Csr(
+            np.concatenate([[0], *indptr]),
+            np.concatenate([csr.columns for csr in found]),
+            np.concatenate([csr.weights for csr in found]),
+        )
+        return GroupGraph(tiles, edges, np.array([place.first for place in places]))
+
+    def _rows(self, node: h5py.Group, start: int, stop: int) -> Csr:
+        indptr = parts.read(node["indptr"], start, stop + 1)
+        first, last = int(indptr[0]), int(indptr[-1])
+        return Csr(
+            indptr - first,
+            parts.read(node["columns"], first, last),
+            parts.read(node["weights"], first, last).astype(np.float32),
         )
 
     def pixel_graph(self, tile: int) -> tuple[np.ndarray, np.ndarray]:

@@ -54,6 +54,22 @@ def finished(folder: str | Path, name: str) -> bool:
     return whole
 
 
+@contextmanager
+def read_part(folder: str | Path, name: str) -> Iterator[h5py.File]:
+    """A finished part, opened for reading.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = _part(folder, name)
+    try:
+        file = h5py.File(path, "r")
+    except DAMAGE as error:
+        raise InputError(f"{path} is missing or damaged: run the stage again.") from error
+    with file:
+        yield file
+
+
 def assemble(
     folder: str | Path, names: Sequence[str], out: str | Path, manifest: Mapping[str, Any]
 ) -> None:

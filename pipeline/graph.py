@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 from scipy.spatial import cKDTree
 
 from pipeline.knn import not_self
@@ -29,6 +29,55 @@ def feature_graph(indices: np.ndarray, similarities: np.ndarray) -> csr_array:
     # Transposing sorts the columns of each row in linear time; only then is the sum fast.
     transposed = directed.T.tocsr()
     return transposed + transposed.T.tocsr()
+
+
+def half_edges(
+    indices: np.ndarray, similarities: np.ndarray, first: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """List the edges of consecutive rows of A in both directions, each with half its weight.
+
+    indices : integer (n, k), neighbours of patches first, first + 1, ...; -1 is none.
+    similarities : float32 (n, k), cosines; those not above 0 leave no edge, as in `feature_graph`.
+    Returns rows and columns, int64, and weights, float32. Summing the duplicates of all rows' lists
+    gives (A + A^T) / 2 of Eq. 2, which nothing has to hold at once.
+    """
+    edge = (indices >= 0) & (similarities > 0)
+    start = first + np.nonzero(edge)[0]
+    end = indices[edge].astype(np.int64)
+    halves = similarities[edge].astype(np.float32) / 2
+    return np.concatenate([start, end]), np.concatenate([end, start]), np.tile(halves, 2)
+
+
+def sum_edges(
+    rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, shape: tuple[int, int]
+) -> csr_array:
+    """Join a list of edges into a canonical float32 matrix; the weights of duplicates are added."""
+    graph = coo_array((weights, (rows, columns)), shape=shape).tocsr()
+    graph.sum_duplicates()
+    return graph
+
+
+def restrict(
+    indptr: np.ndarray, columns: np.ndarray, weights: np.ndarray, runs: Sequence[tuple[int, int]]
+) -> csr_array:
+    """Keep the edges of a large graph that stay inside some of its patches.
+
+    indptr, columns, weights : CSR rows of these patches, run after run; columns count in the large
+        graph. runs : (first patch, number of patches) of each run; no two overlap.
+    Returns float32 (n, n), n the patches of all runs in the given order.
+    """
+    firsts, lengths = np.array(runs, dtype=np.int64).T
+    own = np.cumsum(lengths) - lengths
+    order = np.argsort(firsts)
+    run = order[np.searchsorted(firsts[order], columns, side="right") - 1]
+    local = columns - firsts[run]
+    inside = (local >= 0) & (local < lengths[run])
+    kept = np.concatenate([[0], np.cumsum(inside)])[indptr]
+    n = int(lengths.sum())
+    indices = (local + own[run])[inside].astype(np.int32)
+    graph = csr_array((weights[inside], indices, kept.astype(np.int32)), shape=(n, n))
+    graph.sort_indices()
+    return graph
 
 
 def pixel_edges(
@@ -109,7 +158,7 @@ def to_torch(matrix: csr_array, device: torch.device | str) -> torch.Tensor:
         # torch announces once that its sparse CSR layout is in beta.
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         return torch.sparse_csr_tensor(
-            indptr, indices, data, size=matrix.shape, check_invariants=True
+            indptr, indices, data, size=matrix.shape, check_invariants=False
         )
 
 
@@ -119,6 +168,8 @@ def _neighbour_matrix(points: np.ndarray, k: int) -> csr_array:
     found = cKDTree(points).query(points, [*range(1, k + 2)])[1]
     ends = np.arange(n + 1, dtype=np.int32) * k
     ones = np.ones(n * k, dtype=np.float32)
-    matrix = csr_array((ones, found[not_self(found)].astype(np.int32), ends), shape=(n, n))
+    matrix = csr_array(
+        (ones, found[not_self(found, np.arange(n))].astype(np.int32), ends), shape=(n, n)
+    )
     matrix.sort_indices()
     return matrix

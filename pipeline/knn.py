@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from functools import cache
+
 import faiss
 import numpy as np
 
@@ -44,24 +47,37 @@ def nearest(features: np.ndarray, k: int, *, gpu: bool = True) -> tuple[np.ndarr
     _check_count(k, len(features))
     rows = np.ascontiguousarray(features, dtype=np.float32)
     _check_unit_rows(rows)
-    if gpu and k < GPU_MAX_K and _gpu_count() > 0:
-        similarities, found = faiss.knn_gpu(
-            faiss.StandardGpuResources(), rows, rows, k + 1, metric=faiss.METRIC_INNER_PRODUCT
-        )
-    else:
-        similarities, found = faiss.knn(rows, rows, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
-    others = not_self(found)
+    found, similarities = top(rows, rows, k + 1, gpu=gpu)
+    others = not_self(found, np.arange(len(found)))
     return found[others].reshape(-1, k).astype(np.int32), similarities[others].reshape(-1, k)
 
 
-def not_self(found: np.ndarray) -> np.ndarray:
+def top(
+    queries: np.ndarray, rows: np.ndarray, k: int, *, gpu: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the `k` rows of greatest inner product with each query, by exact search.
+
+    queries : float32 (n, c); rows : float32 (m, c), m >= k; gpu : as in `nearest`.
+    Returns positions int64 (n, k) and inner products float32 (n, k), falling along each row.
+    """
+    if gpu and k <= GPU_MAX_K and _gpu_count() > 0:
+        products, found = faiss.knn_gpu(
+            _gpu().resources, queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT
+        )
+    else:
+        products, found = faiss.knn(queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return found, products
+
+
+def not_self(found: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Mark the `k` entries of each row that are not the row's own id.
 
-    found : integer (n, k + 1), neighbours of points 0..n-1, best first, self included.
+    found : integer (n, k + 1), neighbours of each point, best first, self included.
+    own : integer (n,), the ids of the points.
     Returns bool (n, k + 1) with exactly `k` marks a row. Self is told by id and not by position:
     among duplicates it can stand anywhere, or be crowded out, and then the last entry goes.
     """
-    keep = found != np.arange(len(found))[:, None]
+    keep = found != own[:, None]
     keep[keep.all(axis=1), -1] = False
     return keep
 
@@ -78,6 +94,18 @@ def recall(found: np.ndarray, exact: np.ndarray) -> float:
         )
     rows = zip(found, exact, strict=True)
     return float(np.mean([np.isin(truth, answer).mean() for answer, truth in rows]))
+
+
+class _Gpu(threading.local):
+    """FAISS's memory on the GPU: reserved once, not at each search; threads may not share it."""
+
+    def __init__(self) -> None:
+        self.resources = faiss.StandardGpuResources()
+
+
+@cache
+def _gpu() -> _Gpu:
+    return _Gpu()
 
 
 def _gpu_count() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import csr_array
 
 
 def partition(
@@ -31,3 +32,53 @@ def partition(
         [np.sort(group) for group in np.array_split(generator.permutation(ids), groups)]
         for _ in range(rounds)
     ]
+
+
+def follow(
+    counts: csr_array, size: int, rounds: int, generator: np.random.Generator
+) -> list[list[np.ndarray]]:
+    """Cut the images into groups of neighbours: a batch that sees most edges of its patches.
+
+    A group begins with an image drawn at random and takes, one by one, the image that most edges
+    join to those it holds (of equals the first), or one at random where no edge leads on.
+
+    counts : (images, images), symmetric, edges between the patches of two images.
+    size, rounds : as in `partition`; so are the sizes of the groups.
+
+    Returns rounds x groups of int64 (images,) positions, rising within a group.
+    """
+    images = counts.shape[0]
+    sizes = [len(part) for part in np.array_split(np.arange(images), -(-images // size))]
+    return [_follow_once(counts, sizes, generator.permutation(images)) for _ in range(rounds)]
+
+
+def _follow_once(counts: csr_array, sizes: list[int], order: np.ndarray) -> list[np.ndarray]:
+    free = np.ones(len(order), bool)
+    groups, waiting = [], iter(order)
+    for size in sizes:
+        joined = np.zeros(len(order))
+        group: list[int] = []
+        while len(group) < size:
+            candidates = np.where(free, joined, 0)
+            best = int(candidates.argmax())
+            if not candidates[best]:
+                best = int(next(image for image in waiting if free[image]))
+            free[best] = False
+            group.append(best)
+            row = slice(counts.indptr[best], counts.indptr[best + 1])
+            joined[counts.indices[row]] += counts.data[row]
+        groups.append(np.sort(np.array(group, np.int64)))
+    return groups
+
+
+def share_inside(counts: csr_array, rounds: Sequence[Sequence[np.ndarray]]) -> float:
+    """The share of the edges of its patches that a group holds, on average over all groups.
+
+    counts : as in `follow`; rounds : groups of positions of images.
+    """
+    shares = []
+    for group in (group for groups in rounds for group in groups):
+        rows = counts[group]
+        inside = np.isin(rows.indices, group)
+        shares.append(rows.data[inside].sum() / max(rows.data.sum(), 1))
+    return float(np.mean(shares))

@@ -1,24 +1,87 @@
-"""The graph stage: cached features -> kNN graphs of groups and pixel graphs of tiles."""
+"""The graph stage: cached features -> feature graphs of patches and pixel graphs of tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
+from scipy.sparse import csr_array
 
 from cache import params, parts
 from cache.artefact import fingerprint, size, work_folder
+from cache.cells import CELLS, Cells, Edges, read_found, write_cells, write_found
 from cache.features import Features
-from cache.graphs import GroupGraph, write_group, write_pixels
+from cache.graphs import (
+    Csr,
+    TileEdges,
+    read_tile_edges,
+    write_edges,
+    write_group,
+    write_groups,
+    write_pixels,
+    write_tiles,
+)
 from cache.jobs import run
-from pipeline.graph import pixel_edges
-from pipeline.knn import nearest, neighbour_count
-from pipeline.partition import partition
+from cache.progress import track
+from pipeline.cells import (
+    SAMPLE_PER_CELL,
+    RunningTop,
+    cell_count,
+    coarse_centres,
+    probes_for,
+    recall_of,
+    search_cells,
+)
+from pipeline.graph import feature_graph, half_edges, pixel_edges, sum_edges
+from pipeline.kmeans import sample_plan, unit_rows
+from pipeline.knn import nearest, neighbour_count, top
+from pipeline.partition import follow, partition, share_inside
 from stages import Stage
 
 PIXEL_TILES = 64  # tiles whose pixel graphs make one part
+BLOCK_PATCHES = 32768  # patches whose edges make one part, about
+RECALL_QUERIES = 1000  # patches whose exact neighbours are found, to set and to measure the recall
+
+Groups = dict[tuple[int, int], np.ndarray]
+
+
+class Job(NamedTuple):
+    """All that a worker needs to make any part; small enough to send around."""
+
+    work: str
+    features: str
+    split: str
+    level: int | str
+    k: int | float
+    gpu: bool
+
+
+class Plan(NamedTuple):
+    """How the patches of a split are numbered, tile after tile, and cut into blocks.
+
+    Attributes:
+        tiles, sizes, firsts, blocks: of each tile its id, patches, first patch and block.
+        block_firsts: first patch of each block, and the number of patches.
+    """
+
+    tiles: np.ndarray
+    sizes: np.ndarray
+    firsts: np.ndarray
+    blocks: np.ndarray
+    block_firsts: np.ndarray
+
+    @classmethod
+    def of(cls, tiles: np.ndarray, sizes: list[int]) -> Plan:
+        """Tiles in this order; a block is full at `BLOCK_PATCHES`."""
+        ends = np.cumsum(sizes)
+        firsts = ends - sizes
+        _, blocks = np.unique(firsts // BLOCK_PATCHES, return_inverse=True)
+        starts = firsts[np.searchsorted(blocks, np.arange(blocks[-1] + 1))]
+        return cls(tiles, np.asarray(sizes), firsts, blocks, np.append(starts, ends[-1]))
 
 
 @click.command(cls=Stage)
@@ -28,57 +91,52 @@ PIXEL_TILES = 64  # tiles whose pixel graphs make one part
 def main(params_path: str, features_path: str, out: str) -> None:
     """Build the kNN graphs and pixel graphs from the cache.
 
-    Reads data/features.zarr, writes data/graph.h5: for every group of training images the k nearest
-    neighbours of each patch (Eq. 2), and the pixel graph of each tile (Eq. 3). Interrupted, it goes
-    on where it was.
+    Reads data/features.zarr, writes data/graph.h5: the k nearest neighbours of each training patch
+    (Eq. 2), in its group of images or in the whole split, the groups, and the pixel graph of each
+    tile (Eq. 3). Interrupted, it goes on where it was.
     """
     chosen = params.load(params_path)
     features = Features.open(features_path)
     tiles = features.tiles_of(chosen.data.train)
     groups = _groups(features, tiles, chosen.graph)
-    level = chosen.graph.level
-    for group in groups.values():  # a k that is too large is found before hours are spent
-        neighbour_count(chosen.graph.k, sum(features.sizes(group)))
-    features.array(level)
-    manifest = _manifest(chosen, features, groups)
+    _check(chosen, features, tiles, groups)
+    manifest = _manifest(chosen, features, len(groups))
     with work_folder(out, manifest["fingerprint"]) as work:
-        pixel_parts = {
-            f"pixels-{i:06d}": tiles[i : i + PIXEL_TILES] for i in range(0, len(tiles), PIXEL_TILES)
-        }
-        names = {at: f"group-{at[0]:03d}-{at[1]:06d}" for at in groups}
-        done = {n for n in (*pixel_parts, *names.values()) if parts.finished(work, n)}
-        if done:
-            click.echo(f"resumed: {len(done)} of {len(pixel_parts) + len(names)} parts were done")
-        settings = [(pixel.k, pixel.weight) for pixel in chosen.graph.pixel]
-        pixel_jobs = [
-            (str(work), name, features_path, part.tolist(), settings)
-            for name, part in pixel_parts.items()
-            if name not in done
-        ]
-        run(fill_pixels, pixel_jobs, chosen.compute.scheduler, "pixel graphs", "part")
         gpu = chosen.compute.device != "cpu"
-        group_jobs = [
-            (str(work), names[at], at, features_path, level, group.tolist(), chosen.graph.k, gpu)
-            for at, group in groups.items()
-            if names[at] not in done
-        ]
-        run(fill_group, group_jobs, chosen.compute.scheduler, "kNN graphs", "group")
-        parts.assemble(work, [*pixel_parts, *names.values()], out, manifest)
+        graph = chosen.graph
+        job = Job(str(work), features_path, chosen.data.train, graph.level, graph.k, gpu)
+        names = _pixel_graphs(job, tiles, chosen)
+        if graph.scope == "group":
+            jobs = {f"group-{r:03d}-{g:06d}": ((r, g), t.tolist()) for (r, g), t in groups.items()}
+            names += _fill(fill_group, job, jobs, chosen.compute, "kNN graphs")
+        else:
+            added, seen = _dataset_graph(job, features, chosen)
+            names, manifest = names + added, {**manifest, **seen}
+        parts.assemble(work, names, out, manifest)
     gigabytes = size(out) / 1e9
     click.echo(f"{out}: {len(groups)} groups of {len(tiles)} tiles, {gigabytes:.2f} GB")
 
 
-def _groups(
-    features: Features, tiles: np.ndarray, choices: params.GraphParams
-) -> dict[tuple[int, int], np.ndarray]:
-    """Tile ids of every (round, group); the tiles of an image stay together."""
+def _check(chosen: params.Params, features: Features, tiles: np.ndarray, groups: Groups) -> None:
+    """Find a k that is too large, or a missing level, before hours are spent."""
+    searched = groups.values() if chosen.graph.scope == "group" else [tiles]
+    for together in searched:
+        neighbour_count(chosen.graph.k, sum(features.sizes(together)))
+    features.array(chosen.graph.level)
+
+
+def _groups(features: Features, tiles: np.ndarray, choices: params.GraphParams) -> Groups:
+    """Tile ids of every (round, group), images drawn at random; an image's tiles stay together."""
     owner = features.tiles["image"][tiles]
-    rounds = partition(
-        np.unique(owner).tolist(),
-        choices.group_images,
-        choices.rounds,
-        np.random.default_rng(choices.seed),
-    )
+    images = np.unique(owner).tolist()
+    generator = np.random.default_rng(choices.seed)
+    rounds = partition(images, choices.group_images, choices.rounds, generator)
+    return _of_images(rounds, owner, tiles)
+
+
+def _of_images(
+    rounds: Sequence[Sequence[np.ndarray]], owner: np.ndarray, tiles: np.ndarray
+) -> Groups:
     return {
         (r, g): tiles[np.isin(owner, images)]
         for r, groups in enumerate(rounds)
@@ -86,53 +144,215 @@ def _groups(
     }
 
 
-def _manifest(
-    chosen: params.Params, features: Features, groups: dict[tuple[int, int], np.ndarray]
-) -> dict:
+def _manifest(chosen: params.Params, features: Features, groups: int) -> dict:
     choices = chosen.graph.model_dump(exclude={"alpha"})
     made_from = features.manifest["fingerprint"]
     return {
         **choices,
         "features": made_from,
         "split": chosen.data.train,
-        "groups": len(groups) // chosen.graph.rounds,
-        "fingerprint": fingerprint("graph", 1, choices, made_from, chosen.data.train),
+        "groups": groups // chosen.graph.rounds,
+        "fingerprint": fingerprint("graph", 2, choices, made_from, chosen.data.train),
     }
 
 
+def _fill(
+    function: Callable[..., None],
+    job: Job,
+    jobs: Mapping[str, tuple],
+    compute: params.ComputeParams,
+    description: str,
+) -> list[str]:
+    """Make the parts that a former run has not finished; the names of all of them.
+
+    ``function(job, name, *arguments)`` makes one part.
+    """
+    todo = [(job, name, *rest) for name, rest in jobs.items() if not parts.finished(job.work, name)]
+    if len(todo) < len(jobs):
+        click.echo(f"resumed: {len(jobs) - len(todo)} of {len(jobs)} parts were finished")
+    run(function, todo, compute, job.work, description, "part")
+    return list(jobs)
+
+
+def _pixel_graphs(job: Job, tiles: np.ndarray, chosen: params.Params) -> list[str]:
+    settings = [(pixel.k, pixel.weight) for pixel in chosen.graph.pixel]
+    jobs = {
+        f"pixels-{i:06d}": (tiles[i : i + PIXEL_TILES].tolist(), settings)
+        for i in range(0, len(tiles), PIXEL_TILES)
+    }
+    return _fill(fill_pixels, job, jobs, chosen.compute, "pixel graphs")
+
+
 def fill_pixels(
-    work: str,
-    name: str,
-    features_path: str,
-    tiles: Sequence[int],
-    settings: Sequence[tuple[int, float]],
+    job: Job, name: str, tiles: Sequence[int], settings: Sequence[tuple[int, float]]
 ) -> None:
     """Compute and write the pixel graphs of some tiles."""
-    features = Features.open(features_path)
+    features = Features.open(job.features)
     graphs = []
     for tile in tiles:
         row = features.tiles[tile]
         height, width = int(row["grid_h"]), int(row["grid_w"])
         graphs.append(pixel_edges(features.rgb(tile), height, width, settings))
-    write_pixels(Path(work), name, tiles, graphs)
+    write_pixels(Path(job.work), name, tiles, graphs)
 
 
-def fill_group(
-    work: str,
-    name: str,
-    at: tuple[int, int],
-    features_path: str,
-    level: int | str,
-    tiles: Sequence[int],
-    k: int | float,
-    gpu: bool,
-) -> None:
-    """Search and write the kNN graph of one group of tiles."""
-    features = Features.open(features_path)
-    rows = np.concatenate([features.tokens(level, tile) for tile in tiles]).astype(np.float32)
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    indices, similarities = nearest(rows, neighbour_count(k, len(rows)), gpu=gpu)
-    write_group(Path(work), name, at, GroupGraph(np.asarray(tiles), indices, similarities))
+def fill_group(job: Job, name: str, at: tuple[int, int], tiles: Sequence[int]) -> None:
+    """Search and write the feature graph of one group of tiles."""
+    rows = _unit_rows(Features.open(job.features), job.level, tiles)
+    found = nearest(rows, neighbour_count(job.k, len(rows)), gpu=job.gpu)
+    write_group(Path(job.work), name, at, np.asarray(tiles), _csr(feature_graph(*found)))
+
+
+def _unit_rows(features: Features, level: int | str, tiles: Sequence[int]) -> np.ndarray:
+    return unit_rows(features.batch([level], tiles).astype(np.float32))
+
+
+def _csr(graph: csr_array) -> Csr:
+    return Csr(graph.indptr, graph.indices, graph.data)
+
+
+def _dataset_graph(
+    job: Job, features: Features, chosen: params.Params
+) -> tuple[list[str], dict[str, Any]]:
+    """One graph over all patches of the split, and groups that follow its edges.
+
+    Returns the names of the parts, and for the manifest how it was searched and how many of their
+    edges the groups see.
+    """
+    plan = _plan(job)
+    if not parts.finished(job.work, CELLS):
+        _fill_cells(job, features, plan, chosen.graph.recall, chosen.graph.seed)
+    with Cells(job.work) as cells:
+        facts = cells.facts
+    click.echo(
+        f"searching {facts['probes']} of {facts['cells']} cells for each patch: recall "
+        f"{facts['found_recall']:.3f} on a sample"
+        if facts["probes"] < facts["cells"]
+        else "searching all patches: exact"
+    )
+    blocks = range(len(plan.block_firsts) - 1)
+    jobs = {f"found-{block:06d}": (block,) for block in blocks}
+    found = _fill(fill_found, job, jobs, chosen.compute, "kNN search")
+    joined = {f"edges-{block:06d}": (block, found) for block in blocks}
+    names = _fill(fill_edges, job, joined, chosen.compute, "joining edges")
+    groups, seen = _following(job, features, plan, names, chosen.graph)
+    write_tiles(Path(job.work), "tiles", plan.tiles, plan.sizes.tolist(), plan.blocks)
+    write_groups(Path(job.work), "groups", groups)
+    return [*names, "tiles", "groups"], {**facts, **seen}
+
+
+@lru_cache(maxsize=1)
+def _plan(job: Job) -> Plan:
+    features = Features.open(job.features)
+    tiles = features.tiles_of(job.split)
+    return Plan.of(tiles, features.sizes(tiles))
+
+
+def _blocks(
+    features: Features, level: int | str, plan: Plan, description: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    """First patch and unit rows of every block."""
+    for block, first in enumerate(track(plan.block_firsts[:-1].tolist(), description, unit="part")):
+        yield first, _unit_rows(features, level, plan.tiles[plan.blocks == block])
+
+
+def _fill_cells(job: Job, features: Features, plan: Plan, recall: float, seed: int) -> None:
+    """Sort all patches into cells; choose how many cells a search has to look into."""
+    total = int(plan.block_firsts[-1])
+    count = cell_count(total)
+    generator = np.random.default_rng([seed, 1])
+    sample = sample_plan(plan.sizes.tolist(), count * SAMPLE_PER_CELL, generator)
+    picked = [
+        features.tokens(job.level, tile)[rows]
+        for tile, rows in zip(track(plan.tiles, "sampling for cells"), sample, strict=True)
+        if len(rows)
+    ]
+    points = unit_rows(np.concatenate(picked).astype(np.float32))
+    centres = coarse_centres(points, count, seed, gpu=job.gpu)
+    queries = np.sort(generator.choice(total, min(RECALL_QUERIES, total), replace=False))
+    wanted = _rows_of(job, features, plan, queries)
+    cells, neighbours = _assign(job, features, plan, centres, queries, wanted)
+    ranked = np.argsort(-(wanted @ centres.T), axis=1, kind="stable")
+    probes = count if recall == 1 else probes_for(cells[neighbours], ranked, recall)
+    measured = recall_of(cells[neighbours], ranked, probes)
+    facts = {"cells": count, "probes": probes, "found_recall": measured}
+    blocks = _blocks(features, job.level, plan, "writing cells")
+    write_cells(Path(job.work), centres, cells, blocks, facts)
+
+
+def _rows_of(job: Job, features: Features, plan: Plan, patches: np.ndarray) -> np.ndarray:
+    """Unit rows of some patches, given by their ascending numbers."""
+    tile = np.searchsorted(plan.firsts, patches, side="right") - 1
+    rows = [
+        features.tokens(job.level, plan.tiles[t])[patches[tile == t] - plan.firsts[t]]
+        for t in np.unique(tile)
+    ]
+    return unit_rows(np.concatenate(rows).astype(np.float32))
+
+
+def _assign(
+    job: Job,
+    features: Features,
+    plan: Plan,
+    centres: np.ndarray,
+    queries: np.ndarray,
+    wanted: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cell of every patch, int32, and the exact neighbours of the queries ``(q, k)``."""
+    k = neighbour_count(job.k, int(plan.block_firsts[-1]))
+    cells = np.empty(plan.block_firsts[-1], np.int32)
+    best = RunningTop(wanted, queries, k)
+    for first, rows in _blocks(features, job.level, plan, "sorting into cells"):
+        cells[first : first + len(rows)] = top(rows, centres, 1, gpu=job.gpu)[0][:, 0]
+        best.add(np.arange(first, first + len(rows)), rows, gpu=job.gpu)
+    return cells, best.result()[0]
+
+
+def fill_found(job: Job, name: str, block: int) -> None:
+    """Search the neighbours of one block of patches; write the edges in both directions."""
+    plan = _plan(job)
+    first, stop = plan.block_firsts[block : block + 2].tolist()
+    rows = _unit_rows(Features.open(job.features), job.level, plan.tiles[plan.blocks == block])
+    with Cells(job.work) as cells:
+        probed, _ = top(rows, cells.centres, int(cells.facts["probes"]), gpu=job.gpu)
+        k = neighbour_count(job.k, int(plan.block_firsts[-1]))
+        own = np.arange(first, stop)
+        found = search_cells(rows, own, probed, cells.read, k, gpu=job.gpu)
+    edges = Edges(*half_edges(*found, first))
+    write_found(Path(job.work), name, edges, plan.block_firsts[:-1].tolist())
+
+
+def fill_edges(job: Job, name: str, block: int, found: Sequence[str]) -> None:
+    """Join the edges that end in one block of patches: its rows of the symmetric graph."""
+    plan = _plan(job)
+    first, stop = plan.block_firsts[block : block + 2].tolist()
+    edges = read_found(Path(job.work), found, block)
+    shape = (stop - first, int(plan.block_firsts[-1]))
+    graph = sum_edges(edges.rows - first, edges.columns, edges.weights, shape)
+    row = np.repeat(np.arange(first, stop), np.diff(graph.indptr))
+    start, end = (np.searchsorted(plan.firsts, p, side="right") - 1 for p in (row, graph.indices))
+    pairs, counts = np.unique(start * len(plan.tiles) + end, return_counts=True)
+    between = TileEdges(*np.divmod(pairs, len(plan.tiles)), counts)
+    write_edges(Path(job.work), name, block, _csr(graph), between)
+
+
+def _following(
+    job: Job, features: Features, plan: Plan, names: Sequence[str], choices: params.GraphParams
+) -> tuple[Groups, dict[str, float]]:
+    """Groups of images that are neighbours in the graph, and the share of edges they see."""
+    between = read_tile_edges(Path(job.work), names)
+    images, owner = np.unique(features.tiles["image"][plan.tiles], return_inverse=True)
+    rows, columns = owner[between.rows], owner[between.columns]
+    counts = sum_edges(rows, columns, between.counts, (len(images), len(images)))
+    generator = np.random.default_rng(choices.seed)
+    rounds = follow(counts, choices.group_images, choices.rounds, generator)
+    drawn = partition(range(len(images)), choices.group_images, choices.rounds, generator)
+    seen = {"edges_seen": share_inside(counts, rounds), "at_random": share_inside(counts, drawn)}
+    click.echo(
+        f"a batch sees {seen['edges_seen']:.1%} of the edges of its patches "
+        f"(batches of random images: {seen['at_random']:.1%})"
+    )
+    return _of_images(rounds, owner, plan.tiles), seen
 
 
 if __name__ == "__main__":

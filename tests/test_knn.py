@@ -50,7 +50,8 @@ def test_duplicates_are_neighbours_but_self_never_is() -> None:
 
 def test_not_self_keeps_k_wherever_self_stands() -> None:
     found = np.array([[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2], [4, -1, -1]])
-    kept = [row[mask].tolist() for row, mask in zip(found, not_self(found), strict=True)]
+    masks = not_self(found, np.arange(5))
+    kept = [row[mask].tolist() for row, mask in zip(found, masks, strict=True)]
     assert kept == [[1, 2], [0, 2], [0, 1], [0, 1], [-1, -1]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
@@ -69,14 +70,25 @@ class Head(nn.Module):
                 f"levels of {self.channels} channels, found {tuple(tokens.shape)}: "
                 "give the levels and tiles that the head was built for"
             )
-        if self.level_norms:
-            levels = tokens.split(self.channels, dim=1)
-            normed = [norm(x) for norm, x in zip(self.level_norms, levels, strict=True)]
-            tokens = torch.cat(normed, dim=1)
-        x = self.projection(tokens)
+        x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, sizes)
         return self.norm(x)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the blocks' input (N, width): the levels' LayerNorms, then the projection."""
+        if not self.level_norms:
+            return self.projection(tokens)
+        levels = tokens.split(self.channels, dim=1)
+        tokens = torch.cat([F.layer_norm(x, x.shape[1:]) for x in levels], dim=1)
+        gain = torch.cat([norm.get_parameter("weight") for norm in self.level_norms])
+        bias = torch.cat([norm.get_parameter("bias") for norm in self.level_norms])
+        if isinstance(self.projection, nn.Identity):
+            return tokens * gain + bias
+        # The norms' gains and biases act through the projection's weight: the same function, and
+        # nothing is differentiated with respect to the (N, 3C) tokens.
+        weight = self.projection.weight
+        return F.linear(tokens, weight * gain, self.projection.bias + weight @ bias)
 
     def forward(self, tokens: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
         """Return (features (N, width), logits (N, K)); see `features` for the arguments."""
@@ -100,8 +112,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, sizes: list[int]) -> Tensor:
         """Map x (N, width), tile after tile of `sizes` patches, to the same shape."""
-        x = x + self.out(self._attend(self.qkv(self.norm_attention(x)), sizes))
+        x = self.attention(x, sizes)
         return x + self.mlp(self.norm_mlp(x))
+
+    def attention(self, x: Tensor, sizes: list[int]) -> Tensor:
+        """Return x (N, width) after the first half of the block."""
+        return x + self.out(self._attend(self.qkv(self.norm_attention(x)), sizes))
 
     def _attend(self, qkv: Tensor, sizes: list[int]) -> Tensor:
         if len(set(sizes)) == 1:

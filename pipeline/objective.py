@@ -28,9 +28,11 @@ def learning_rate(step: int, steps: int, start: float, end: float) -> float:
 def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator) -> Tensor:
     """Draw soft cluster assignments softmax((logits + Gumbel noise) / tau), no straight-through.
 
-    logits : (B, K); the generator lives on their device. Returns (B, K), rows sum to 1.
+    logits : (B, K). The noise is drawn on the generator's device: one generator gives the same
+    noise wherever the logits are. Returns (B, K), rows sum to 1.
     """
-    exponential = torch.empty_like(logits).exponential_(generator=generator)
+    drawn = torch.empty(logits.shape, dtype=logits.dtype, device=generator.device)
+    exponential = drawn.exponential_(generator=generator).to(logits.device)
     # An exact 0 is a rare draw of some devices; its infinite noise would make the row NaN.
     noise = -exponential.clamp_min(torch.finfo(logits.dtype).tiny).log()
     return torch.softmax((logits + noise) / tau, dim=1)

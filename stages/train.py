@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import os
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from cache import heads, params, results
+from cache.ahead import ahead
 from cache.artefact import fingerprint, publish, work_folder
 from cache.features import Features
-from cache.graphs import Graphs
+from cache.graphs import Graphs, GroupGraph
 from cache.progress import bar, track
 from pipeline import kmeans
 from pipeline.device import choose_device
-from pipeline.graph import block_diagonal, feature_graph, kernel, to_torch
+from pipeline.graph import block_diagonal, kernel, restrict, to_torch
 from pipeline.head import Head, initialise
 from pipeline.objective import default_beta, learning_rate, temperature
-from pipeline.training import Batch, optimiser, train_step
+from pipeline.training import Batch, optimiser, tensor_cores, train_step
 from stages import Stage
+
+READERS = 8  # threads that load batches for a GPU
 
 
 @click.command(cls=Stage)
@@ -46,12 +53,15 @@ def main(params_path: str, features_path: str, graph_path: str, out: str, curve:
         _check_clusters(chosen, features, tiles)
         manifest = _manifest(chosen, features, graphs)
         with work_folder(out, manifest["fingerprint"]) as work:
-            head, rows = _fit(chosen, features, graphs, work)
+            head, rows, waited = _fit(chosen, features, graphs, work)
             centres = _fit_kmeans(chosen, features, tiles, head)
             heads.save_head(work / "head", head.state_dict(), centres, manifest)
             results.write_curve(curve, rows)
             publish(work / "head", out)
-    click.echo(f"{out}: K = {chosen.clusters}, {len(rows)} steps, loss {rows[-1]['loss']:.4f}")
+    click.echo(
+        f"{out}: K = {chosen.clusters}, {len(rows)} steps, loss {rows[-1]['loss']:.4f}, "
+        f"waited {waited:.1%} of the time for data"
+    )
 
 
 def _check_clusters(chosen: params.Params, features: Features, tiles: np.ndarray) -> None:
@@ -95,68 +105,93 @@ def build_head(chosen: params.Params, features: Features) -> Head:
 
 def _fit(
     chosen: params.Params, features: Features, graphs: Graphs, work: Path
-) -> tuple[Head, list[dict]]:
-    """Train to the end, from the last finished epoch if there is one; head and curve."""
+) -> tuple[Head, list[dict], float]:
+    """Train to the end, from the last finished epoch if there is one.
+
+    Returns the head, the curve, and the share of the time in which training waited for data.
+    """
     device = choose_device(chosen.compute.device)
     head = build_head(chosen, features).to(device).train()
     adam = optimiser(head, chosen.train.lr)
     checkpoint = work / "checkpoint.safetensors"
     finished, rows = _resume(checkpoint, head, adam)
     per_epoch = graphs.manifest["groups"]
-    with bar() as progress:
+    waited, start = 0.0, time.perf_counter()
+    loaded = batches(chosen, features, graphs, finished, device)
+    with bar() as progress, tensor_cores(), closing(loaded):
         task = progress.add_task("training", total=chosen.train.epochs * per_epoch, unit="step")
         progress.advance(task, finished * per_epoch)
         for epoch in range(finished, chosen.train.epochs):
-            for row in _epoch(chosen, features, graphs, head, adam, epoch, device):
+            steps = train_epoch(chosen, islice(loaded, per_epoch), per_epoch, head, adam, epoch)
+            for row, seconds in steps:
                 rows.append({"step": len(rows), **row})
+                waited += seconds
                 progress.update(task, advance=1, description=f"training, loss {row['loss']:.4f}")
             state = {**heads.flatten_module(head), **heads.flatten_optimiser(adam)}
             heads.save_checkpoint(checkpoint, state, {"epoch": epoch + 1, "rows": rows})
-    return head.eval(), rows
+    return head.eval(), rows, waited / (time.perf_counter() - start)
 
 
-def _epoch(
+def train_epoch(
     chosen: params.Params,
-    features: Features,
-    graphs: Graphs,
+    loaded: Iterable[tuple[Batch, float]],
+    per_epoch: int,
     head: Head,
     adam: torch.optim.Optimizer,
     epoch: int,
-    device: torch.device,
-) -> Iterator[dict]:
-    """One pass over the groups of one round; all its randomness follows from seed and epoch."""
+) -> Iterator[tuple[dict, float]]:
+    """One step for each batch of an epoch; its noise follows from the seed and the epoch.
+
+    Yields the step's row of the curve and the seconds that were waited for its batch.
+    """
     seeds = np.random.SeedSequence([chosen.seed, epoch])
+    device = next(head.parameters()).device
     noise = torch.Generator(device).manual_seed(int(seeds.generate_state(1)[0]))
-    per_epoch = graphs.manifest["groups"]
-    order = np.random.default_rng(seeds).permutation(per_epoch)
     choices = chosen.train
     beta = default_beta(chosen.clusters) if choices.beta is None else choices.beta
     steps = choices.epochs * per_epoch
-    loaded = _ahead(chosen, features, graphs, epoch % graphs.manifest["rounds"], order)
-    for step, batch in enumerate(loaded, epoch * per_epoch):
+    for step, (batch, waited) in enumerate(loaded, epoch * per_epoch):
         tau = temperature(step, steps, choices.tau_start, choices.tau_end)
         lr = learning_rate(step, steps, choices.lr, choices.lr_end)
         for group in adam.param_groups:
             group["lr"] = lr
-        batch = Batch(batch.tokens.to(device), batch.sizes, batch.kappa.to(device))
         found = train_step(
             head, adam, batch, tau=tau, beta=beta, scale=choices.scale, generator=noise
         )
-        yield {**found, "tau": tau, "lr": lr}
+        yield {**found, "tau": tau, "lr": lr}, waited
 
 
-def _ahead(
-    chosen: params.Params, features: Features, graphs: Graphs, round_: int, order: np.ndarray
-) -> Iterator[Batch]:
-    """Batches in order, the next one read and assembled while one is used."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        jobs = [(chosen, features, graphs, round_, int(group)) for group in order]
-        waiting = [pool.submit(load_batch, *job) for job in jobs[:2]]
-        for number in range(len(jobs)):
-            batch = waiting.pop(0).result()
-            if number + 2 < len(jobs):
-                waiting.append(pool.submit(load_batch, *jobs[number + 2]))
-            yield batch
+def batches(
+    chosen: params.Params,
+    features: Features,
+    graphs: Graphs,
+    epoch: int,
+    device: torch.device,
+) -> Generator[tuple[Batch, float], None, None]:
+    """Every step's batch on its device, from the start of an epoch on; the seconds waited for it.
+
+    An epoch takes the groups of one round in an order that follows from the seed and the epoch.
+    """
+
+    def load(place: tuple[int, int]) -> Batch:
+        return load_batch(chosen, features, graphs, *place).to(device)
+
+    rounds, groups = graphs.manifest["rounds"], graphs.manifest["groups"]
+    places = (
+        (number % rounds, int(group))
+        for number in range(epoch, chosen.train.epochs)
+        for group in np.random.default_rng([chosen.seed, number]).permutation(groups)
+    )
+    # A step takes all cores of a CPU; a GPU leaves them idle, and waits for more than one of them.
+    others = (os.cpu_count() or 1) - 1
+    threads = 1 if device.type == "cpu" else max(1, min(READERS, others))
+    with closing(ahead(load, places, threads=threads, waiting=threads + 1)) as loaded:
+        while True:
+            start = time.perf_counter()
+            found = next(loaded, None)
+            if found is None:
+                return
+            yield found[1], time.perf_counter() - start
 
 
 def load_batch(
@@ -164,16 +199,26 @@ def load_batch(
 ) -> Batch:
     """Tokens and kernel (Eq. 4) of one group, on the CPU."""
     found = graphs.group(round_, group)
+    sizes = features.sizes(found.tiles)
+    graph = _feature_graph(found, sizes)
     pixels = block_diagonal([graphs.pixel_graph(int(tile)) for tile in found.tiles])
-    kappa = kernel(feature_graph(found.indices, found.similarities), pixels, chosen.graph.alpha)
+    kappa = kernel(graph, pixels, chosen.graph.alpha)
     tokens = _tokens(features, chosen.head.levels, found.tiles)
-    return Batch(tokens, features.sizes(found.tiles), to_torch(kappa, "cpu"))
+    return Batch(tokens, sizes, to_torch(kappa, "cpu"))
+
+
+def _feature_graph(found: GroupGraph, sizes: list[int]) -> csr_array:
+    """The edges inside a group as a matrix over its patches."""
+    if found.firsts is not None:
+        return restrict(*found.edges, list(zip(found.firsts.tolist(), sizes, strict=True)))
+    indptr, columns, weights = found.edges  # int32, for SciPy widens all indices to the widest
+    edges = (weights, columns.astype(np.int32), indptr.astype(np.int32))
+    return csr_array(edges, shape=(sum(sizes), sum(sizes)))
 
 
 def _tokens(features: Features, levels: list[Any], tiles: np.ndarray) -> torch.Tensor:
-    """Tokens of some tiles, levels side by side: float32 ``(patches, channels)``."""
-    columns = [np.concatenate([features.tokens(level, t) for t in tiles]) for level in levels]
-    return torch.from_numpy(np.concatenate(columns, axis=1)).float()
+    """Tokens of some tiles, levels side by side: float16 ``(patches, channels)``."""
+    return torch.from_numpy(features.batch(levels, tiles))
 
 
 def _resume(checkpoint: Path, head: Head, adam: torch.optim.Optimizer) -> tuple[int, list[dict]]:
@@ -202,7 +247,7 @@ def _fit_kmeans(
     plain, learned = [], []
     for tile, rows in zip(track(tiles, "sampling for K-means"), sample, strict=True):
         plain.append(features.tokens(choices.level, tile)[rows])
-        tokens = _tokens(features, chosen.head.levels, np.array([tile])).to(device)
+        tokens = _tokens(features, chosen.head.levels, np.array([tile])).to(device).float()
         learned.append(head.features(tokens, [len(tokens)])[rows].half().cpu().numpy())
     fitted = {}
     for name, points, whiten in (

@@ -8,7 +8,7 @@ from pipeline.graph import feature_graph, normalise, to_torch
 from pipeline.head import Head, initialise
 from pipeline.knn import nearest
 from pipeline.objective import gumbel_softmax, neural_eigenfunction_loss
-from pipeline.training import Batch, Diverged, optimiser, train_step
+from pipeline.training import Batch, Diverged, optimiser, tensor_cores, train_step
 
 BLOBS = 4
 
@@ -115,3 +115,21 @@ def test_divergence_leaves_the_parameters_untouched(value: float) -> None:
     for name, tensor in head.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert adam.state_dict()["state"][0]["step"] == 1
+
+
+def test_tokens_travel_in_float16_and_arrive_in_float32() -> None:
+    batch, _ = blob_batch()
+    moved = batch._replace(tokens=batch.tokens.half()).to(torch.device("cpu"))
+    assert moved.tokens.dtype == torch.float32
+    assert torch.equal(moved.tokens, batch.tokens.half().float())
+    assert torch.equal(moved.kappa.values(), batch.kappa.values())
+    assert moved.sizes == batch.sizes
+
+
+def test_tensor_cores_are_a_matter_of_the_block() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    with pytest.raises(KeyError), tensor_cores():
+        assert matmul.allow_tf32
+        raise KeyError
+    assert matmul.allow_tf32 == before

@@ -1,0 +1,235 @@
+"""A training step on the cache against a step with the ViT and the graphs in it; and its parts."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.parts import measure_parts
+from bench.project import HEADS, Project, Size, make
+from bench.timing import Timing, machine, ratios, show, side_by_side
+from cache.ahead import ahead
+from cache.backbone import facts, load_backbone
+from cache.features import Features
+from cache.graphs import Graphs
+from cache.images import read_tile
+from cache.index import read_index
+from cache.params import Params
+from pipeline import features as vit
+from pipeline.device import choose_device
+from pipeline.features import Backbone, block_numbers, downsample
+from pipeline.graph import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
+from pipeline.knn import nearest, neighbour_count
+from pipeline.objective import default_beta
+from pipeline.training import Batch, optimiser, tensor_cores, train_step
+from stages.train import READERS, batches, build_head, load_batch
+
+ENDLESS = 1_000_000  # epochs, more than are measured
+
+
+@click.command()
+@click.option("--head", default="both", type=click.Choice([*HEADS, "both"]), help="Whose head.")
+@click.option("--model", default=Size().model, show_default=True, help="timm ViT, random weights.")
+@click.option("--side", default=420, show_default=True, help="Of the square images, px.")
+@click.option("--images", default=16, show_default=True, help="In a batch.")
+@click.option("--batches", "number", default=2, show_default=True, help="In the cache.")
+@click.option("--clusters", default=256, show_default=True, help="K.")
+@click.option("--repeats", default=5, show_default=True, help="Timed runs of each case.")
+@click.option("--steps", default=10, show_default=True, help="In a row, to see the waiting.")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+def main(
+    head: str,
+    model: str,
+    side: int,
+    images: int,
+    number: int,
+    clusters: int,
+    repeats: int,
+    steps: int,
+    device: str,
+) -> None:
+    """Time a training step on the cache and the same step online, side by side.
+
+    The online step reads and decodes JPEG images (ahead, as the cached step reads the cache), runs
+    the ViT, searches the batch's exact kNN graph, builds the pixel graphs and the kernel, and
+    trains the head. Then the parts of the head's step, against what the arithmetic or the memory
+    alone would take at the rates found in the same run.
+    """
+    hardware = choose_device(device)
+    names = list(HEADS) if head == "both" else [head]
+    steps_table, parts_table = [], []
+    with tempfile.TemporaryDirectory() as folder, tensor_cores():
+        project = make(Path(folder), Size(model, side, images, number, clusters, device))
+        with Graphs(project.graph) as graphs:
+            for name in names:
+                setting = open_setting(project, graphs, HEADS[name], hardware)
+                steps_table += [{"head": name, **row} for row in _steps(setting, repeats, steps)]
+                parts_table += [{"head": name, **row} for row in _parts(setting, repeats)]
+    size = {"images": images, "side": side, "clusters": clusters, "model": model}
+    show("training", {**machine(hardware), **size}, steps_table)
+    show("training parts", {**machine(hardware), **size}, parts_table)
+
+
+class Setting(NamedTuple):
+    """All that the steps need."""
+
+    project: Project
+    chosen: Params
+    features: Features
+    graphs: Graphs
+    device: torch.device
+
+
+def open_setting(
+    project: Project,
+    graphs: Graphs,
+    head: dict[str, Any],
+    device: torch.device,
+    epochs: int = ENDLESS,
+) -> Setting:
+    """Open a project's cache for training a head of these choices."""
+    chosen = project.choices({"head": head, "train": {"epochs": epochs}})
+    return Setting(project, chosen, Features.open(project.features), graphs, device)
+
+
+def _steps(setting: Setting, repeats: int, steps: int) -> Iterator[dict[str, Any]]:
+    """Seconds of a step, cached and online, of what is in them; and the share of waiting."""
+    step = trainer(setting)
+    online = Online(setting)
+    loaded = batches(setting.chosen, setting.features, setting.graphs, 0, setting.device)
+    with closing(loaded), closing(online.photos()) as photos:
+        pixels = next(photos).to(setting.device)
+        tokens = online.tokens(pixels)
+        batch, _ = next(loaded)
+        cases: dict[str, Callable[[], Any]] = {
+            "online step": lambda: step(online.batch(next(photos).to(setting.device))),
+            "cached step": lambda: step(next(loaded)[0]),
+            "ViT": lambda: online.tokens(pixels),
+            "graphs and kernel": lambda: online.kernel(tokens, pixels),
+            "head": lambda: step(batch),
+            "load from the cache": lambda: load_batch(*setting[1:4], 0, 0),
+        }
+        seconds = side_by_side(cases, repeats)
+        for name, found in seconds.items():
+            yield {
+                "what": name,
+                "seconds": Timing.of(found),
+                "to the cached step": ratios(found, seconds["cached step"]),
+                **peak(cases[name], setting.device),
+            }
+        share = _waiting(lambda: next(loaded), step, steps)
+    yield {"what": f"waiting for data, share of {steps} cached steps", "share": share}
+
+
+def _waiting(
+    load: Callable[[], tuple[Batch, float]], step: Callable[[Batch], Any], steps: int
+) -> float:
+    """Share of the time of cached steps, one after the other, spent waiting for their batches."""
+    step(load()[0])  # what was loaded ahead before the clock starts is no merit
+    start, waited = time.perf_counter(), 0.0
+    for _ in range(steps):
+        batch, seconds = load()
+        step(batch)
+        waited += seconds
+    return waited / (time.perf_counter() - start)
+
+
+def _parts(setting: Setting, repeats: int) -> list[dict[str, Any]]:
+    chosen, device = setting.chosen, setting.device
+    head = build_head(chosen, setting.features).to(device).train()
+    batch = load_batch(*setting[1:4], 0, 0).to(device)
+    return measure_parts(head, batch, scale=chosen.train.scale, repeats=repeats)
+
+
+def trainer(setting: Setting) -> Callable[[Batch], dict[str, float]]:
+    """A function that trains a fresh head by one step."""
+    chosen = setting.chosen
+    head = build_head(chosen, setting.features).to(setting.device).train()
+    adam = optimiser(head, chosen.train.lr)
+    noise = torch.Generator(setting.device).manual_seed(0)
+    beta, scale = default_beta(chosen.clusters), chosen.train.scale
+
+    def step(batch: Batch) -> dict[str, float]:
+        return train_step(head, adam, batch, tau=0.7, beta=beta, scale=scale, generator=noise)
+
+    return step
+
+
+def peak(case: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Greatest memory of one run on a GPU, in GB; nothing on a CPU."""
+    if device.type == "cpu":
+        return {}
+    torch.cuda.reset_peak_memory_stats(device)
+    case()
+    return {"peak GPU GB": torch.cuda.max_memory_allocated(device) / 1e9}
+
+
+class Online:
+    """The way without a cache: every batch from the image files, by the functions of the stages."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.chosen, self.device = setting.chosen, setting.device
+        self.manifest = setting.features.manifest
+        rows = read_index(setting.project.index)
+        self.paths = [row.path for row in rows]
+        tile = setting.features.tiles[0]
+        self.height, self.width = int(tile["height"]), int(tile["width"])
+        entry = self.chosen.backbones[self.chosen.backbone]
+        model = load_backbone(entry.model, entry.weights).to(self.device)
+        self.backbone = Backbone(model, **facts(model))
+
+    def photos(self) -> Generator[Tensor, None, None]:
+        """Batches of pixels, float32 ``(B, 3, H, W)`` in [0, 1], read and decoded ahead."""
+        size = (self.height, self.width)
+        images = self.chosen.graph.group_images
+        groups = [self.paths[i : i + images] for i in range(0, len(self.paths), images)]
+
+        def read(paths: list[str]) -> Tensor:
+            tiles = [read_tile(path, size, (0, 0, *size), False) for path in paths]
+            return torch.from_numpy(np.stack(tiles))
+
+        threads = 1 if self.device.type == "cpu" else READERS
+        with closing(ahead(read, cycle(groups), threads=threads, waiting=threads + 1)) as decoded:
+            yield from (pixels for _, pixels in decoded)
+
+    def batch(self, pixels: Tensor) -> Batch:
+        """What the cache would hold of these pixels, on their device."""
+        tokens = self.tokens(pixels)
+        patches = len(tokens) // len(pixels)
+        return Batch(tokens, [patches] * len(pixels), self.kernel(tokens, pixels))
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Tokens of the head's levels: float32 ``(patches of all images, channels)``."""
+        blocks = block_numbers(self.chosen.extract.blocks, self.backbone.depth)
+        autocast = torch.bfloat16 if self.manifest["bfloat16"] else None
+        normed = self.manifest["normed"]
+        found = vit.tokens(self.backbone, pixels, blocks, normed, keys=False, autocast=autocast)
+        return torch.cat([found[f"block_{n:02d}"] for n in blocks], dim=-1).flatten(0, 1)
+
+    def kernel(self, tokens: Tensor, pixels: Tensor) -> Tensor:
+        """The kernel of the batch (Eq. 2-4), its graph on the last level, on the pixels' device."""
+        choices, patch = self.chosen.graph, self.backbone.patch
+        last = tokens[:, -self.backbone.model.num_features :]  # type: ignore[operator]
+        rows = F.normalize(last, dim=1).cpu().numpy()
+        k = neighbour_count(choices.k, len(rows))
+        graph = feature_graph(*nearest(rows, k, gpu=self.device.type == "cuda"))
+        grid = (self.height // patch, self.width // patch)
+        settings = [(pixel.k, pixel.weight) for pixel in choices.pixel]
+        colours = downsample(pixels, patch).cpu().numpy()
+        pixel_graphs = block_diagonal([pixel_edges(rgb, *grid, settings) for rgb in colours])
+        return to_torch(kernel(graph, pixel_graphs, choices.alpha), self.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -33,9 +33,9 @@ def labelled(
         entry = features.tiles[tile]
         row = rows[entry["image"]]
         if row.id in truth:
-            tokens = [features.tokens(level, int(tile)) for level in levels]
+            tokens = features.batch(levels, [tile])
             grid = int(entry["grid_h"]), int(entry["grid_w"])
-            yield Labelled(np.concatenate(tokens, axis=1), grid, read_label(truth[row.id].path))
+            yield Labelled(tokens, grid, read_label(truth[row.id].path))
 
 
 def count_table(

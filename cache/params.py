@@ -46,6 +46,7 @@ class ExtractParams(_Section):
     final_norm: list[Block]
     keys: bool
     precision: Literal["auto", "float32", "bfloat16"]
+    dtype: Literal["float16", "int8"]
     batch: Count
     shard_tokens: Count
     max_patches: Count
@@ -74,13 +75,23 @@ class PixelGraphParams(_Section):
 
 class GraphParams(_Section):
     level: Level
-    scope: Literal["group"]
+    scope: Literal["group", "dataset"]
     group_images: Count
     rounds: Count
     k: Count | Share
+    recall: Annotated[float, Field(gt=0, le=1)]
     alpha: Annotated[float, Field(ge=0)]
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     pixel: Annotated[list[PixelGraphParams], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _countable(self) -> GraphParams:
+        if self.scope == "dataset" and isinstance(self.k, float):
+            raise ValueError(
+                f"k ({self.k}) must be a count, such as 32, with scope dataset: a fraction of all "
+                "patches would be thousands of neighbours each"
+            )
+        return self
 
 
 class HeadParams(_Section):
@@ -121,6 +132,7 @@ class ReportParams(_Section):
 class ComputeParams(_Section):
     device: Literal["auto", "cpu", "cuda"]
     scheduler: Annotated[str, Field(pattern=r"^(sync|threads|local|tcp://.+)$")]
+    threads: Count | None
 
 
 class Params(_Section):

@@ -63,12 +63,12 @@ def main(params_path: str, features_path: str, head_path: str, index: str, out: 
     with work_folder(out, mark) as work:
         settings = (chosen.segment.temperature, chosen.compute.device, clusters)
         job = Job(str(work), features_path, head_path, mark, *settings)
-        names = _fill(job, rows, chosen.compute.scheduler)
+        names = _fill(job, rows, chosen.compute)
         parts.assemble(work, names, out, manifest)
     click.echo(f"{out}: {len(rows)} images, {size(out) / 1e6:.1f} MB")
 
 
-def _fill(job: Job, rows: Sequence[ImageRow], scheduler: str) -> list[str]:
+def _fill(job: Job, rows: Sequence[ImageRow], compute: params.ComputeParams) -> list[str]:
     """Make the parts that a former run has not finished; the names of all parts."""
     images = {
         f"{i:08d}": [(row.id, row.height, row.width) for row in rows[i : i + PART_IMAGES]]
@@ -79,7 +79,7 @@ def _fill(job: Job, rows: Sequence[ImageRow], scheduler: str) -> list[str]:
     ]
     if len(todo) < len(images):
         click.echo(f"resumed: {len(images) - len(todo)} of {len(images)} parts were finished")
-    run(fill_part, todo, scheduler, "segmenting", "part")
+    run(fill_part, todo, compute, job.work, "segmenting", "part")
     return list(images)
 
 

@@ -1,0 +1,237 @@
+"""One large image through the predictors, up-sampling, the file of maps, and evaluation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.utils import parametrize
+
+from bench.timing import Timing, machine, ratios, show
+from cache import parts
+from cache.segments import FORMAT, PREDICTORS, ImageMaps, Segments, write_maps
+from pipeline.device import choose_device
+from pipeline.evaluation import count
+from pipeline.head import Head, initialise
+from pipeline.kmeans import KMeans, unit_rows
+from pipeline.kmeans import scores as kmeans_scores
+from pipeline.predictors import Predictors, Window, score_maps
+from pipeline.upsampling import upsample_argmax
+
+LEVELS = 3
+EIGENFUNCTIONS = 6  # as the segment stage
+CLASSES = 27
+DIRECT = "direct interpolation"
+
+
+class Size(NamedTuple):
+    """What is segmented: pixels of the image and of a patch, channels of a level, K, and where."""
+
+    height: int
+    width: int
+    patch: int
+    channels: int
+    clusters: int
+    device: torch.device
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return round(self.height / self.patch), round(self.width / self.patch)
+
+
+class Clock(dict):
+    """Seconds of each part, summed up by `part`, in the order in which they first came."""
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a part."""
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self[name] = self.get(name, 0.0) + time.perf_counter() - start
+
+
+@click.command()
+@click.option("--height", default=1024, show_default=True, help="Of the image, in pixels.")
+@click.option("--width", default=2048, show_default=True, help="Of the image, in pixels.")
+@click.option("--patch", default=14, show_default=True, help="Side of a patch, in pixels.")
+@click.option("--channels", default=384, show_default=True, help="C, of each of three levels.")
+@click.option("--clusters", default=256, show_default=True, help="K.")
+@click.option("--repeats", default=5, show_default=True, help="Images that count.")
+@click.option("--device", default="auto", help="Of the head: auto, cpu or cuda.")
+@click.option("--memory-of", default=None, hidden=True, help="Print the growth of one part's RSS.")
+def main(
+    height: int,
+    width: int,
+    patch: int,
+    channels: int,
+    clusters: int,
+    repeats: int,
+    device: str,
+    memory_of: str | None,
+) -> None:
+    """Seconds and memory of segmenting and evaluating one image, part by part.
+
+    Head and centres are random, tokens smooth and random. The model is loaded and has been used on
+    a small image when memory counts as zero. The direct interpolation of all K maps at full size is
+    what the up-sampling replaces.
+    """
+    size = Size(height, width, patch, channels, clusters, choose_device(device))
+    if memory_of:
+        click.echo(growth(size, memory_of))
+        return
+    seconds, equal = _timings(size, repeats)
+    memory = {name: measured(size, name) for name in ("segmentation and evaluation", DIRECT)}
+    rows = _rows(seconds, equal)
+    rows += [{"part": f"memory of {name}", "MB above the model": memory[name]} for name in memory]
+    facts = {"image": f"{width}x{height}", "grid": size.grid, "channels": channels}
+    show("segmentation", {**facts, "clusters": clusters, **machine(size.device)}, rows)
+
+
+def _rows(seconds: dict[str, list[float]], equal: float) -> list[dict]:
+    ours = [sum(times) for times in zip(*_without_direct(seconds).values(), strict=True)]
+    rows: list[dict] = [
+        {
+            "part": name,
+            "seconds per image": Timing.of(times),
+            "share": ratios(times, ours) if name != DIRECT else "",
+        }
+        for name, times in seconds.items()
+    ]
+    rows[-1]["pixels equal"] = equal
+    return [*rows, {"part": "all but the direct one", "seconds per image": Timing.of(ours)}]
+
+
+def _without_direct(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: times for name, times in seconds.items() if name != DIRECT}
+
+
+def _timings(size: Size, repeats: int) -> tuple[dict[str, list[float]], float]:
+    """Seconds of each part of each image, and the share of pixels that equal the direct way's."""
+    predictors = random_predictors(size)
+    clocks, equal = [], []
+    for number in range(repeats + 1):
+        image = smooth_window(size, number)
+        clock = Clock()
+        ids, logits = whole_image(predictors, image, size, clock)
+        with clock.part(DIRECT):
+            direct = direct_argmax(logits, size)
+        equal.append(float((direct == ids).mean()))
+        clocks.append(clock)
+    seconds = {name: [clock[name] for clock in clocks[1:]] for name in clocks[0]}
+    return seconds, min(equal)
+
+
+def whole_image(
+    predictors: Predictors, image: Window, size: Size, clock: Clock
+) -> tuple[np.ndarray, torch.Tensor]:
+    """Segment, store, read and count one image; the ids of `ours` and its logits."""
+    with torch.inference_mode(), clock.part("head"):
+        features = predictors.head(image.head, [len(image.head)])[0].cpu().numpy()
+    with clock.part("scores of both K-means"):
+        kmeans_scores(predictors.ours_kmeans, features)
+        kmeans_scores(predictors.kmeans, image.kmeans.numpy())
+    found = score_maps(  # what was timed before, as the stage calls it
+        predictors, [image], *size.grid, temperature=None, eigenfunctions=EIGENFUNCTIONS
+    )
+    labels = {}
+    for name in PREDICTORS:
+        with clock.part(f"up-sampling of {name}"):
+            labels[name] = upsample_argmax(getattr(found, name), size.height, size.width)
+    truth = labels["ours"] % CLASSES
+    with tempfile.TemporaryDirectory() as folder:
+        clusters = dict.fromkeys(PREDICTORS, size.clusters)
+        with clock.part("writing"):
+            maps = ImageMaps(0, labels, found.eigenfunctions.cpu().numpy())
+            write_maps(folder, "0", [maps], clusters)
+            manifest = {"format": FORMAT, "clusters": clusters, "images": [0]}
+            parts.assemble(folder, ["0"], Path(folder) / "segments.h5", manifest)
+        with Segments(Path(folder) / "segments.h5") as store:
+            for name in PREDICTORS:
+                with clock.part("evaluation: reading"):
+                    ids = store.read(name, 0)
+                with clock.part("evaluation: counting"):
+                    count(ids, truth, size.clusters, CLASSES)
+    return labels["ours"], found.ours
+
+
+def direct_argmax(logits: torch.Tensor, size: Size) -> np.ndarray:
+    """All K maps at the size of the image, and their argmax."""
+    large = F.interpolate(logits.cpu()[None], (size.height, size.width), mode="bilinear")
+    return large[0].argmax(dim=0).numpy()
+
+
+def random_predictors(size: Size) -> Predictors:
+    """A head of the default shape with initial weights, and centres of random directions."""
+    head = Head([size.channels] * LEVELS, size.clusters, 192, 2, 64, 384, level_norm=True)
+    initialise(head, torch.Generator().manual_seed(0))
+    parametrize.remove_parametrizations(head.last, "weight")
+    generator = np.random.default_rng(0)
+    models = []
+    for channels in (head.width, size.channels):
+        drawn = generator.standard_normal((size.clusters, channels), np.float32)
+        nothing = np.zeros(channels, np.float32), np.zeros((channels, 0), np.float32)
+        models.append(KMeans(unit_rows(drawn), *nothing, spherical=True))
+    return Predictors(head.eval().to(size.device), *models)
+
+
+def smooth_window(size: Size, seed: int) -> Window:
+    """Tokens of one image that vary as those of objects do: a coarse random field and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = size.grid
+    total = LEVELS * size.channels
+    coarse = torch.randn(1, total, max(2, rows // 8), max(2, columns // 8), generator=generator)
+    smooth = F.interpolate(coarse, size.grid, mode="bicubic")[0].flatten(1).T
+    tokens = smooth + 0.2 * torch.randn(rows * columns, total, generator=generator)
+    last = tokens[:, -size.channels :].contiguous()
+    return Window(tokens.to(size.device), last, 0, 0, rows, columns, flip=False)
+
+
+def measured(size: Size, part: str) -> float:
+    """What `growth` finds in a process of its own."""
+    options = [f"--{name}={value}" for name, value in size._asdict().items()]
+    command = [sys.executable, "-m", "bench.segmentation", *options, "--memory-of", part]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        raise click.ClickException(ran.stderr)
+    return float(ran.stdout.split()[-1])
+
+
+def growth(size: Size, part: str) -> float:
+    """MB (10^6 bytes) by which the peak RSS rises above the model that has seen a small image."""
+    predictors = random_predictors(size)
+    small = size._replace(height=8 * size.patch, width=8 * size.patch)
+    _, logits = whole_image(predictors, smooth_window(small, 0), small, Clock())
+    direct_argmax(logits, small)
+    image = smooth_window(size, 0)
+    if part == DIRECT:
+        logits = torch.randn(size.clusters, *size.grid)
+    with suppress(OSError):  # the peak starts anew; where that cannot be, growth is a bound
+        Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    if part == DIRECT:
+        direct_argmax(logits, size)
+    else:
+        whole_image(predictors, image, size, Clock())
+    return round(_status("VmHWM") - before, 1)
+
+
+def _status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The measuring commands of memory, clusters and large images: what they print holds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from bench import cluster, memory, segmentation
+from bench.drawn import make_project
+from cache import params
+
+
+def printed(command: click.Command, *options: str) -> list[dict]:
+    """The rows of the JSON line of a command."""
+    result = CliRunner().invoke(command, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output.splitlines()[-1])["rows"]
+
+
+def test_peak_memory_is_that_of_the_process_alone(tmp_path: Path) -> None:
+    ballast = bytearray(200_000_000)  # held by the process that measures
+    empty = memory.peak_megabytes(tmp_path, "-c", "pass")
+    full = memory.peak_megabytes(tmp_path, "-c", "x = b'1' * 300_000_000; print('noise')")
+    assert empty < len(ballast) / 1e6 / 2
+    assert 290 < full - empty < 330
+    child = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', 'b\"1\" * 100_000_000'])"
+    assert 90 < memory.peak_megabytes(tmp_path, "-c", child) - empty < 130
+    with pytest.raises(click.ClickException, match="no such word"):
+        memory.peak_megabytes(tmp_path, "-c", "raise ValueError('no such word')")
+
+
+def test_a_stage_that_grows_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage runs once for each size, in a project of that size."""
+
+    def peak(folder: Path, flag: str, code: str) -> float:
+        photos = len(list(folder.glob("photos/images/train/*")))
+        return 50 if flag == "-c" else 100 + (photos if code == "stages.graph" else photos / 10)
+
+    monkeypatch.setattr(memory, "peak_megabytes", peak)
+    size = ("--images", "4", "--height", "20", "--width", "30")
+    rows = {row["stage"]: row for row in printed(memory.main, *size)}
+    assert list(rows) == list(memory.STAGES)
+    assert (rows["graph"]["1x, MB"], rows["graph"]["16x, MB"]) == (104, 164)
+    assert rows["graph"][""] == "grows" and rows["graph"]["imports, MB"] == 50
+    assert rows["train"][""] == "" and rows["train"]["16x / 1x"] == pytest.approx(
+        106.4 / 100.4, abs=1e-3
+    )
+
+
+def test_a_drawn_project_takes_settings(tmp_path: Path) -> None:
+    make_project(tmp_path, 2, 1, 20, 30, ["graph.k=7", "backbones.demo.weights=w.safetensors"])
+    chosen = params.load(tmp_path / "params.yaml")
+    assert (chosen.graph.k, chosen.backbones["demo"].weights) == (7, "w.safetensors")
+    assert chosen.data.train == "train"
+    assert len(list(tmp_path.glob("photos/images/train/*.jpg"))) == 2
+
+
+def test_the_cluster_bench_compares_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With threads in the place of a cluster; a lost worker leaves another file here."""
+
+    @contextmanager
+    def threads(*_: object) -> Iterator[str]:
+        yield "threads"
+
+    def loss(stage: str, elsewhere: Path) -> float:
+        tree = yaml.safe_load(Path("params.yaml").read_text())
+        assert (tree["compute"]["threads"], tree["graph"]["k"]) == (1, 5)
+        cluster.run_stage(stage, "threads")
+        if stage == "graph":
+            with open("data/graph.h5", "ab") as file:
+                file.write(b"!")
+        return 1.0
+
+    monkeypatch.setattr(cluster, "cluster", threads)
+    monkeypatch.setattr(cluster, "_with_a_loss", loss)
+    size = ("--images", "8", "--height", "48", "--width", "64", "--repeats", "1")
+    settings = ("-S", "extract.short_side=48", "-S", "clusters=4", "-S", "graph.k=5")
+    rows = printed(cluster.main, *size, *settings)
+    assert [row["case"] for row in rows[:4]] == ["sync", cluster.ONE, cluster.TWO, cluster.LOST]
+    equal = {(row["stage"], row["case"]): row["bytes as sync"] for row in rows}
+    assert not equal.pop(("graph", cluster.LOST))
+    assert len(equal) == 11 and all(equal.values())
+    one = next(row for row in rows if row["case"] == cluster.ONE)
+    assert one["speed-up over 1 worker"] == [1, 1, 1]
+
+
+def test_the_segmentation_bench_finds_the_pixels_of_the_direct_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segmentation, "measured", lambda size, part: 1.0)
+    size = ("--height", "64", "--width", "96", "--patch", "8", "--clusters", "9")
+    rows = printed(segmentation.main, *size, "--channels", "64", "--repeats", "2")
+    by_part = {row["part"]: row for row in rows}
+    assert by_part[segmentation.DIRECT]["pixels equal"] > 0.999
+    shares = [row["share"][0] for row in rows if row.get("share")]
+    assert len(shares) == 8 and 0.9 < sum(shares) < 1.1
+
+
+def test_direct_interpolation_holds_all_maps() -> None:
+    size = segmentation.Size(512, 512, 16, 64, 64, torch.device("cpu"))
+    maps = 64 * 512 * 512 * 4 / 1e6
+    assert segmentation.growth(size, segmentation.DIRECT) > 0.9 * maps
+    assert segmentation.growth(size, "segmentation and evaluation") < maps

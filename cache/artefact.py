@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from cache.errors import InputError
 
@@ -89,12 +90,17 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file by way of a temporary one; its folder is made where it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    partial = partial_name(path)
     with open(partial, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def partial_name(path: Path) -> Path:
+    """Another name at each call, to write under: two runs of one job do not meet in one file."""
+    return path.with_name(f"{path.name}.{uuid4().hex}.partial")
 
 
 def read_json(path: str | Path, way_out: str) -> Any:

@@ -19,6 +19,8 @@ import numpy as np
 from cache import parts
 from cache.errors import InputError
 
+FORMAT = 2
+
 
 class Csr(NamedTuple):
     """Rows of a graph: indptr ``(n + 1,)``, columns ``(edges,)``, weights float32 ``(edges,)``."""
@@ -26,14 +28,6 @@ class Csr(NamedTuple):
     indptr: np.ndarray
     columns: np.ndarray
     weights: np.ndarray
-
-
-class TileEdges(NamedTuple):
-    """Edges between tiles: positions of both tiles in the split, number of edges; ``(pairs,)``."""
-
-    rows: np.ndarray
-    columns: np.ndarray
-    counts: np.ndarray
 
 
 class GroupGraph(NamedTuple):
@@ -67,23 +61,17 @@ def write_groups(folder: Path, name: str, groups: Mapping[tuple[int, int], np.nd
             parts.dataset(group, "tiles", np.asarray(tiles, np.int64))
 
 
-def write_edges(folder: Path, name: str, block: int, csr: Csr, between: TileEdges) -> None:
-    """Write the rows of one block of patches as a part, and how many edges join which tiles."""
+def write_edges(folder: Path, name: str, block: int, csr: Csr) -> None:
+    """Write the rows of one block of patches as a part."""
     with parts.write_part(folder, name) as file:
-        group = file.create_group(f"edges/{block}")
-        _write_csr(group, csr)
-        for field, values in between._asdict().items():
-            parts.dataset(group, f"tile_{field}", values)
+        _write_csr(file.create_group(f"edges/{block}"), csr)
 
 
-def read_tile_edges(folder: Path, names: Sequence[str]) -> TileEdges:
-    """How many edges join which tiles, over all these parts of `write_edges`."""
-    found = []
-    for name in names:
-        with parts.read_part(folder, name) as file:
-            (group,) = file["edges"].values()
-            found.append([parts.read(group[f"tile_{field}"]) for field in TileEdges._fields])
-    return TileEdges(*map(np.concatenate, zip(*found, strict=True)))
+def read_edges(folder: Path, name: str, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indptr and columns of a part of `write_edges`."""
+    with parts.read_part(folder, name) as file:
+        group = file[f"edges/{block}"]
+        return parts.read(group["indptr"]), parts.read(group["columns"]).astype(np.int64)
 
 
 def write_tiles(
@@ -138,13 +126,19 @@ class Graphs(parts.Assembled):
             ``level``, ``rounds``, ``groups`` (in each round), ``fingerprint``.
 
     Raises:
-        InputError: the file is missing, half-written or damaged.
+        InputError: the file is missing, half-written, damaged or of another version of the format.
     """
 
     stage = "graph"
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
+        if self.manifest.get("format") != FORMAT:
+            self._file.close()
+            raise InputError(
+                f"{path} has format {self.manifest.get('format', 1)}, this version reads {FORMAT}: "
+                "run `eigenseg graph` (or `dvc repro graph`) again."
+            )
         self._where: dict[int, tuple[str, int, int, int, int]] = {}
         for name in self.node("pixels"):
             group = self.node(f"pixels/{name}")

@@ -53,6 +53,8 @@ def run(
         InputError: no Dask scheduler answers, or its workers do not see the folder or die.
         Exception: what a job raised; finished jobs keep their results on disk.
     """
+    if not jobs:
+        return
     with _cpu_threads(compute.threads):
         if compute.scheduler == "sync":
             done: Iterator[Any] = together or (function(*job) for job in jobs)
@@ -186,13 +188,15 @@ class _Folder:
 
     def __init__(self) -> None:
         self._change = threading.Condition()
+        self._folder = os.getcwd()
         self._jobs = 0
 
     @contextmanager
     def entered(self, folder: str) -> Iterator[None]:
         with self._change:
-            self._change.wait_for(lambda: not self._jobs or os.getcwd() == folder)
+            self._change.wait_for(lambda: not self._jobs or self._folder == folder)
             os.chdir(folder)
+            self._folder = folder
             self._jobs += 1
         try:
             yield
@@ -203,6 +207,7 @@ class _Folder:
 
 
 _CURRENT = _Folder()
+_OWN_THREADS = torch.get_num_threads()
 
 
 def _visit(
@@ -215,6 +220,7 @@ def _visit(
             f"in it) is not on {socket.gethostname()}: keep the project on a file system that all "
             f"machines share, {WAY_OUT}."
         )
-    _set_threads(threads)
+    # A worker lives on after a run: without a number, not the last run's but its own counts.
+    _set_threads(threads or _OWN_THREADS)
     with _CURRENT.entered(home):
         function(*job)

@@ -20,10 +20,11 @@ from typing import Any, ClassVar, Self
 import h5py
 import numpy as np
 
-from cache.artefact import publish
+from cache.artefact import partial_name, publish
 from cache.errors import InputError
 
 CHUNK_BYTES = 256 << 10  # what one read fetches and one checksum covers, before compression
+RUN_BYTES = 64 << 10  # the same, of datasets that are filled in short runs
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises for damaged files
 
 
@@ -31,7 +32,7 @@ DAMAGE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises for d
 def write_part(folder: str | Path, name: str) -> Iterator[h5py.File]:
     """An HDF5 file to fill; it becomes the part when the block ends without an error."""
     path = _part(folder, name)
-    partial = path.with_name(f"{path.name}.partial")
+    partial = partial_name(path)
     with h5py.File(partial, "w", libver="latest") as file:
         yield file
         file.attrs["complete"] = True
@@ -177,6 +178,13 @@ def dataset(group: h5py.Group, name: str, array: np.ndarray, *, compress: bool =
         compression="gzip" if compress else None,
         compression_opts=1 if compress else None,
     )
+
+
+def empty(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: type) -> h5py.Dataset:
+    """A dataset with checksums, to be filled run by run: its chunks are smaller for that."""
+    row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    rows = min(shape[0], max(1, RUN_BYTES // row_bytes))
+    return group.create_dataset(name, shape, dtype, chunks=(rows, *shape[1:]), fletcher32=True)
 
 
 def read(stored: h5py.Dataset, start: int = 0, stop: int | None = None) -> np.ndarray:

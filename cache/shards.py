@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 from google_crc32c import value as crc32c
 
+from cache.artefact import partial_name
+
 _CRC = 4  # bytes of a checksum
+_ABSENT = 2**64 - 1  # start and length of a chunk that holds nothing but the fill value
 
 
 class Shards:
@@ -34,6 +37,7 @@ class Shards:
         self.dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
         shard, _ = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         self._in_shard = shard // self.chunk
+        self._fill = np.array(metadata["fill_value"], np.float64)  # NaN is written as a text
         self._place = folder, name
 
     def write(self, shard: int, values: np.ndarray) -> None:
@@ -44,7 +48,7 @@ class Shards:
         index[:, 0] = np.arange(self._in_shard) * length
         file = shard_file(*self._place, shard)
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.partial")
+        partial = partial_name(file)
         with open(partial, "wb") as stream:
             for content in (*chunks, index):
                 stream.write(content.data)
@@ -64,6 +68,8 @@ class Shards:
             file.seek(-16 * self._in_shard - _CRC, os.SEEK_END)
             index = _checked(np.frombuffer(file.read(), np.uint8), "index")
             start, length = index.view("<u8").reshape(-1, 2)[inside].tolist()
+            if start == length == _ABSENT:
+                return np.full((self.chunk, self.channels), self._fill, self.dtype)
             if length != expected:
                 raise ValueError(f"chunk {inside} must have {expected} bytes, found {length}")
             file.seek(start)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 
+from pipeline.kmeans import centres
 from pipeline.knn import not_self, top
 
 EXACT_ROWS = 50_000  # up to here one cell, so exact: searching all of them takes seconds
@@ -29,18 +30,7 @@ def coarse_centres(sample: np.ndarray, cells: int, seed: int, *, gpu: bool = Tru
     """The centres of the cells: unit rows float32 (n, c), n >= cells -> float32 (cells, c)."""
     if cells == 1:
         return sample[:1]
-    kmeans = faiss.Kmeans(
-        sample.shape[1],
-        cells,
-        niter=ITERATIONS,
-        seed=seed,
-        spherical=True,
-        gpu=gpu and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(sample) // cells + 1,
-    )
-    kmeans.train(sample)
-    return np.asarray(kmeans.centroids)
+    return centres(sample, cells, iterations=ITERATIONS, spherical=True, seed=seed, gpu=gpu)
 
 
 def probes_for(cells: np.ndarray, ranked: np.ndarray, recall: float) -> int:
@@ -61,7 +51,8 @@ def recall_of(cells: np.ndarray, ranked: np.ndarray, probes: int) -> float:
 def search_cells(
     rows: np.ndarray,
     own: np.ndarray,
-    probed: np.ndarray,
+    probed: np.ndarray | None,
+    count: int,
     read: Callable[[int], tuple[np.ndarray, np.ndarray]],
     k: int,
     *,
@@ -70,13 +61,18 @@ def search_cells(
     """Find the k most similar other rows of every query, in the cells it looks into.
 
     rows : float32 (n, c), unit rows, the queries. own : int64 (n,), their ids.
-    probed : integer (n, probes), the cells of each query.
+    probed : integer (n, probes), the cells of each query; None stands for all of them.
+    count : number of cells.
     read : cell -> ids int64 (m,) and unit rows float32 (m, c) of its members, m >= 0. It is called
         once for each cell, so that one cell is in memory at a time.
 
     Returns ids int64 (n, k), -1 where the cells hold too few, and cosines float32 (n, k), falling.
     """
     best = RunningTop(rows, own, k)
+    if probed is None:
+        for cell in range(count):
+            best.add(*read(cell), gpu=gpu)
+        return best.result()
     order = np.argsort(probed, axis=None, kind="stable")
     cells, starts = np.unique(probed.ravel()[order], return_index=True)
     looking = np.split(order // probed.shape[1], starts[1:])

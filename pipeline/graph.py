@@ -51,7 +51,10 @@ def half_edges(
 def sum_edges(
     rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, shape: tuple[int, int]
 ) -> csr_array:
-    """Join a list of edges into a canonical float32 matrix; the weights of duplicates are added."""
+    """Join a list of edges into a canonical matrix; the weights of duplicates are added.
+
+    rows, columns : integer (edges,); weights : (edges,), whose type the matrix takes.
+    """
     graph = coo_array((weights, (rows, columns)), shape=shape).tocsr()
     graph.sum_duplicates()
     return graph

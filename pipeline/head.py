@@ -76,7 +76,10 @@ class Head(nn.Module):
         return self.norm(x)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return the blocks' input (N, width): the levels' LayerNorms, then the projection."""
+        """Return the blocks' input (N, width): the levels' LayerNorms, then the projection.
+
+        tokens : float32 (N, sum of channels).
+        """
         if not self.level_norms:
             return self.projection(tokens)
         levels = tokens.split(self.channels, dim=1)

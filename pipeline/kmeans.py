@@ -8,6 +8,8 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
+from pipeline.knn import gpu_count
+
 BLOCK = 16384  # rows that are turned to float64 at a time
 
 
@@ -58,19 +60,42 @@ def fit(
     if whiten is not None:
         mean, projection = whitening(unit_rows(points) if spherical else points, whiten)
     model = KMeans(np.zeros((0, whiten or channels), np.float32), mean, projection, spherical)
-    prepared = prepare(model, points)
+    found = centres(
+        prepare(model, points),
+        clusters,
+        iterations=iterations,
+        spherical=spherical,
+        seed=seed,
+        gpu=gpu,
+    )
+    return model._replace(centroids=found)
+
+
+def centres(
+    points: np.ndarray,
+    clusters: int,
+    *,
+    iterations: int,
+    spherical: bool,
+    seed: int,
+    gpu: bool = True,
+) -> np.ndarray:
+    """Lloyd's centres of all the points given: float32 ``(n, d)``, n >= K -> ``(K, d)``.
+
+    The arguments are those of `fit`.
+    """
     kmeans = faiss.Kmeans(
-        prepared.shape[1],
+        points.shape[1],
         clusters,
         niter=iterations,
         seed=seed,
         spherical=spherical,
-        gpu=gpu and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0,
+        gpu=gpu and gpu_count() > 0,
         min_points_per_centroid=1,  # few points are the caller's choice, not a warning
         max_points_per_centroid=len(points) // clusters + 1,  # no sub-sampling by FAISS
     )
-    kmeans.train(prepared)
-    return model._replace(centroids=np.asarray(kmeans.centroids))
+    kmeans.train(points)
+    return np.asarray(kmeans.centroids)
 
 
 def prepare(model: KMeans, tokens: np.ndarray) -> np.ndarray:

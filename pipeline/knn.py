@@ -60,7 +60,7 @@ def top(
     queries : float32 (n, c); rows : float32 (m, c), m >= k; gpu : as in `nearest`.
     Returns positions int64 (n, k) and inner products float32 (n, k), falling along each row.
     """
-    if gpu and k <= GPU_MAX_K and _gpu_count() > 0:
+    if gpu and k <= GPU_MAX_K and gpu_count() > 0:
         products, found = faiss.knn_gpu(
             _gpu().resources, queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT
         )
@@ -108,7 +108,8 @@ def _gpu() -> _Gpu:
     return _Gpu()
 
 
-def _gpu_count() -> int:
+def gpu_count() -> int:
+    """How many GPUs FAISS can use."""
     # knn_gpu without a GPU aborts the process instead of raising, so ask first.
     return faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
 

@@ -42,7 +42,7 @@ def follow(
     A group begins with an image drawn at random and takes, one by one, the image that most edges
     join to those it holds (of equals the first), or one at random where no edge leads on.
 
-    counts : (images, images), symmetric, edges between the patches of two images.
+    counts : (images, images), edges between the patches of two images.
     size, rounds : as in `partition`; so are the sizes of the groups.
 
     Returns rounds x groups of int64 (images,) positions, rising within a group.
@@ -71,14 +71,27 @@ def _follow_once(counts: csr_array, sizes: list[int], order: np.ndarray) -> list
     return groups
 
 
-def share_inside(counts: csr_array, rounds: Sequence[Sequence[np.ndarray]]) -> float:
+def strongest(counts: csr_array, most: int) -> csr_array:
+    """Keep the `most` greatest entries of each row (n, m), of equals the first."""
+    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    order = np.lexsort((counts.indices, -counts.data, rows))
+    rank = np.arange(len(order)) - counts.indptr[rows]
+    kept = np.sort(order[rank < most])
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows[kept], minlength=counts.shape[0]))])
+    return csr_array((counts.data[kept], counts.indices[kept], indptr), shape=counts.shape)
+
+
+def share_inside(
+    counts: csr_array, totals: np.ndarray, rounds: Sequence[Sequence[np.ndarray]]
+) -> float:
     """The share of the edges of its patches that a group holds, on average over all groups.
 
-    counts : as in `follow`; rounds : groups of positions of images.
+    counts : as in `follow`; where it lacks the rarest, the share is a little higher than told.
+    totals : (images,), all edges of each image's patches. rounds : groups of positions of images.
     """
     shares = []
     for group in (group for groups in rounds for group in groups):
         rows = counts[group]
         inside = np.isin(rows.indices, group)
-        shares.append(rows.data[inside].sum() / max(rows.data.sum(), 1))
+        shares.append(rows.data[inside].sum() / max(totals[group].sum(), 1))
     return float(np.mean(shares))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from cache import features, params
 from cache.ahead import ahead
 from cache.artefact import fingerprint, publish, size, work_folder
 from cache.backbone import facts, load_backbone, weights_hash
+from cache.errors import InputError
 from cache.images import cut_tile, read_image, resize
 from cache.index import ImageRow, read_index
 from cache.jobs import run
@@ -44,6 +46,7 @@ class Job(NamedTuple):
     images: str
     model: str
     weights: str | None
+    weights_sha256: str
     levels: Levels
     batch: int
     device: str
@@ -117,6 +120,7 @@ def _job(chosen: params.Params, manifest: dict, work: Path, index: str, layout: 
         images=index,
         model=entry.model,
         weights=entry.weights,
+        weights_sha256=manifest["weights_sha256"],
         levels=Levels.of(manifest["levels"], manifest["normed"], manifest["bfloat16"]),
         batch=chosen.extract.batch,
         device=chosen.compute.device,
@@ -126,34 +130,33 @@ def _job(chosen: params.Params, manifest: dict, work: Path, index: str, layout: 
 
 def fill_shard(job: Job, shard: int) -> None:
     """Compute and write one shard; it depends on nothing but its arguments and the images."""
-    for _ in fill_shards(job, [shard]):
+    for _ in fill_shards(job, [shard], decoders=2):  # beside it other jobs decode too
         pass
 
 
-def fill_shards(job: Job, shards: Sequence[int]) -> Iterator[int]:
+def fill_shards(job: Job, shards: Sequence[int], decoders: int = DECODERS) -> Iterator[int]:
     """Compute and write shards in order; the number of each as soon as it is written.
 
     While the ViT is at work, images are decoded ahead, beyond the end of a shard, and the shard
-    before is written. Held are two shards and, for each core, a batch of pixels
-    (`DECODERS` at most).
+    before is written. Held are two shards and a batch of pixels for each core, up to ``decoders``.
     """
 
     def write(item: tuple[int, dict[str, np.ndarray]]) -> None:
         features.write_shard(Path(job.folder), Path(job.done), *item)
 
-    with closing(_shards(job, shards)) as computed:
+    threads = min(os.cpu_count() or 1, decoders)
+    with closing(_shards(job, shards, threads)) as computed:
         for (shard, _), _ in ahead(write, computed, threads=1, waiting=1):
             yield shard
 
 
 def _shards(
-    job: Job, shards: Sequence[int]
+    job: Job, shards: Sequence[int], threads: int
 ) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
     """Number and arrays, float16 ``(slots, C)``, of each shard."""
-    backbone = open_backbone(job.model, job.weights)
+    backbone = _verified(job.model, job.weights, job.weights_sha256)
     rows = read_index(job.images)
     batches = plan_batches(features.read_tiles(Path(job.folder)), shards, job)
-    threads = min(os.cpu_count() or 1, DECODERS)
     decoded = ahead(partial(read_pixels, rows), batches, threads=threads, waiting=threads)
     with closing(decoded):
         for shard, group in groupby(decoded, lambda item: item[0].shard):
@@ -231,6 +234,29 @@ def open_backbone(model: str, weights: str | None) -> Backbone:
     return Backbone(loaded, **facts(loaded))
 
 
+@lru_cache(maxsize=1)
+def _verified(model: str, weights: str | None, sha256: str) -> Backbone:
+    """The ViT with the weights that the command saw.
+
+    A worker may have kept another model of that name, of another folder or from before the file
+    was changed, or may find another file.
+
+    Raises:
+        InputError: its weights are others.
+    """
+    backbone = open_backbone(model, weights)
+    if weights_hash(backbone.model) != sha256:
+        load_backbone.cache_clear()
+        backbone = open_backbone(model, weights)
+    if weights_hash(backbone.model) != sha256:
+        raise InputError(
+            f"{model} must have the same weights on every worker, but those on "
+            f"{socket.gethostname()} are not those of the command: give all machines the same file "
+            "(`backbones.<name>.weights`)."
+        )
+    return backbone
+
+
 def _table(rows: list[ImageRow], choices: params.ExtractParams, patch: int) -> np.ndarray:
     """The table of tiles of all images (dtype `features.TILE_FIELDS`), ``start`` still 0."""
     splits = list(dict.fromkeys(row.split for row in rows))
@@ -266,13 +292,7 @@ def describe(chosen: params.Params, rows: list[ImageRow], backbone: Backbone) ->
     bfloat16 = choices.precision == "bfloat16" or (
         choices.precision == "auto" and hardware_bfloat16(device)
     )
-    names = {str(n): f"block_{n:02d}" for n in blocks}
-    for name in ("first", "middle", "last"):
-        (number,) = block_numbers([name], backbone.depth)
-        if number in blocks:
-            names[name] = f"block_{number:02d}"
-    if choices.keys:
-        names["keys"] = "keys"
+    names = _level_names(blocks, backbone.depth, choices.keys)
     width = int(backbone.model.num_features)  # type: ignore[arg-type]
     entry = chosen.backbones[chosen.backbone]
     facts_of_run = {
@@ -296,6 +316,16 @@ def describe(chosen: params.Params, rows: list[ImageRow], backbone: Backbone) ->
         "channels": {name: width for name in dict.fromkeys(names.values())},
         "fingerprint": fingerprint(features.FORMAT, facts_of_run, images),
     }
+
+
+def _level_names(blocks: Sequence[int], depth: int, keys: bool) -> dict[str, str]:
+    """Every name of a cached level, and the array that holds it."""
+    names = {str(n): f"block_{n:02d}" for n in blocks}
+    for name in ("first", "middle", "last"):
+        (number,) = block_numbers([name], depth)
+        if number in blocks:
+            names[name] = f"block_{number:02d}"
+    return {**names, "keys": "keys"} if keys else names
 
 
 if __name__ == "__main__":

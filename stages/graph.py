@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,19 +13,28 @@ from scipy.sparse import csr_array
 
 from cache import params, parts
 from cache.artefact import fingerprint, size, work_folder
-from cache.cells import CELLS, Cells, Edges, read_found, write_cells, write_found
+from cache.cells import (
+    CELLS,
+    Edges,
+    open_cells,
+    read_between,
+    read_found,
+    write_between,
+    write_cells,
+    write_found,
+)
 from cache.features import Features
 from cache.graphs import (
+    FORMAT,
     Csr,
-    TileEdges,
-    read_tile_edges,
+    read_edges,
     write_edges,
     write_group,
     write_groups,
     write_pixels,
     write_tiles,
 )
-from cache.jobs import run
+from cache.part_jobs import fill
 from cache.progress import track
 from pipeline.cells import (
     SAMPLE_PER_CELL,
@@ -39,11 +48,12 @@ from pipeline.cells import (
 from pipeline.graph import feature_graph, half_edges, pixel_edges, sum_edges
 from pipeline.kmeans import sample_plan, unit_rows
 from pipeline.knn import nearest, neighbour_count, top
-from pipeline.partition import follow, partition, share_inside
+from pipeline.partition import follow, partition, share_inside, strongest
 from stages import Stage
 
 PIXEL_TILES = 64  # tiles whose pixel graphs make one part
 BLOCK_PATCHES = 32768  # patches whose edges make one part, about
+PARTNERS = 64  # of each image, those that most edges join to it: enough for any batch
 RECALL_QUERIES = 1000  # patches whose exact neighbours are found, to set and to measure the recall
 
 Groups = dict[tuple[int, int], np.ndarray]
@@ -65,6 +75,7 @@ class Plan(NamedTuple):
 
     Attributes:
         tiles, sizes, firsts, blocks: of each tile its id, patches, first patch and block.
+        owner: of each tile the position of its image among the images of the split.
         block_firsts: first patch of each block, and the number of patches.
     """
 
@@ -72,16 +83,25 @@ class Plan(NamedTuple):
     sizes: np.ndarray
     firsts: np.ndarray
     blocks: np.ndarray
+    owner: np.ndarray
     block_firsts: np.ndarray
 
     @classmethod
-    def of(cls, tiles: np.ndarray, sizes: list[int]) -> Plan:
-        """Tiles in this order; a block is full at `BLOCK_PATCHES`."""
+    def of(cls, tiles: np.ndarray, sizes: list[int], images: np.ndarray) -> Plan:
+        """Tiles in this order, with the ascending ids of their images.
+
+        A block is full at `BLOCK_PATCHES`.
+        """
         ends = np.cumsum(sizes)
         firsts = ends - sizes
         _, blocks = np.unique(firsts // BLOCK_PATCHES, return_inverse=True)
         starts = firsts[np.searchsorted(blocks, np.arange(blocks[-1] + 1))]
-        return cls(tiles, np.asarray(sizes), firsts, blocks, np.append(starts, ends[-1]))
+        _, owner = np.unique(images, return_inverse=True)
+        return cls(tiles, np.asarray(sizes), firsts, blocks, owner, np.append(starts, ends[-1]))
+
+    def tile_of(self, patches: np.ndarray) -> np.ndarray:
+        """Position of the tile that each patch, given by its number, lies in."""
+        return np.searchsorted(self.firsts, patches, side="right") - 1
 
 
 @click.command(cls=Stage)
@@ -108,7 +128,7 @@ def main(params_path: str, features_path: str, out: str) -> None:
         names = _pixel_graphs(job, tiles, chosen)
         if graph.scope == "group":
             jobs = {f"group-{r:03d}-{g:06d}": ((r, g), t.tolist()) for (r, g), t in groups.items()}
-            names += _fill(fill_group, job, jobs, chosen.compute, "kNN graphs")
+            names += fill(fill_group, job, jobs, chosen.compute, "kNN graphs")
         else:
             added, seen = _dataset_graph(job, features, chosen)
             names, manifest = names + added, {**manifest, **seen}
@@ -148,30 +168,13 @@ def _manifest(chosen: params.Params, features: Features, groups: int) -> dict:
     choices = chosen.graph.model_dump(exclude={"alpha"})
     made_from = features.manifest["fingerprint"]
     return {
+        "format": FORMAT,
         **choices,
         "features": made_from,
         "split": chosen.data.train,
         "groups": groups // chosen.graph.rounds,
-        "fingerprint": fingerprint("graph", 2, choices, made_from, chosen.data.train),
+        "fingerprint": fingerprint("graph", FORMAT, choices, made_from, chosen.data.train),
     }
-
-
-def _fill(
-    function: Callable[..., None],
-    job: Job,
-    jobs: Mapping[str, tuple],
-    compute: params.ComputeParams,
-    description: str,
-) -> list[str]:
-    """Make the parts that a former run has not finished; the names of all of them.
-
-    ``function(job, name, *arguments)`` makes one part.
-    """
-    todo = [(job, name, *rest) for name, rest in jobs.items() if not parts.finished(job.work, name)]
-    if len(todo) < len(jobs):
-        click.echo(f"resumed: {len(jobs) - len(todo)} of {len(jobs)} parts were finished")
-    run(function, todo, compute, job.work, description, "part")
-    return list(jobs)
 
 
 def _pixel_graphs(job: Job, tiles: np.ndarray, chosen: params.Params) -> list[str]:
@@ -180,7 +183,7 @@ def _pixel_graphs(job: Job, tiles: np.ndarray, chosen: params.Params) -> list[st
         f"pixels-{i:06d}": (tiles[i : i + PIXEL_TILES].tolist(), settings)
         for i in range(0, len(tiles), PIXEL_TILES)
     }
-    return _fill(fill_pixels, job, jobs, chosen.compute, "pixel graphs")
+    return fill(fill_pixels, job, jobs, chosen.compute, "pixel graphs")
 
 
 def fill_pixels(
@@ -222,36 +225,43 @@ def _dataset_graph(
     plan = _plan(job)
     if not parts.finished(job.work, CELLS):
         _fill_cells(job, features, plan, chosen.graph.recall, chosen.graph.seed)
-    with Cells(job.work) as cells:
+    with open_cells(job.work) as cells:
         facts = cells.facts
     click.echo(
         f"searching {facts['probes']} of {facts['cells']} cells for each patch: recall "
-        f"{facts['found_recall']:.3f} on a sample"
+        f"{facts['found_recall']:.3f} on the sample that set this number"
         if facts["probes"] < facts["cells"]
-        else "searching all patches: exact"
+        else "searching all patches: exact, up to the float16 of what is searched"
     )
-    blocks = range(len(plan.block_firsts) - 1)
-    jobs = {f"found-{block:06d}": (block,) for block in blocks}
-    found = _fill(fill_found, job, jobs, chosen.compute, "kNN search")
-    joined = {f"edges-{block:06d}": (block, found) for block in blocks}
-    names = _fill(fill_edges, job, joined, chosen.compute, "joining edges")
-    groups, seen = _following(job, features, plan, names, chosen.graph)
+    names = {}
+    for kind, function, text in (
+        ("found", fill_found, "kNN search"),
+        ("edges", fill_edges, "joining edges"),
+        ("between", fill_between, "edges between images"),
+    ):
+        jobs = {_name(kind, block): (block,) for block in range(len(plan.block_firsts) - 1)}
+        names[kind] = fill(function, job, jobs, chosen.compute, text)
+    groups, seen = _following(job, plan, names["between"], chosen.graph)
     write_tiles(Path(job.work), "tiles", plan.tiles, plan.sizes.tolist(), plan.blocks)
     write_groups(Path(job.work), "groups", groups)
-    return [*names, "tiles", "groups"], {**facts, **seen}
+    return [*names["edges"], "tiles", "groups"], {**facts, **seen}
+
+
+def _name(kind: str, block: int) -> str:
+    return f"{kind}-{block:06d}"
 
 
 @lru_cache(maxsize=1)
 def _plan(job: Job) -> Plan:
     features = Features.open(job.features)
     tiles = features.tiles_of(job.split)
-    return Plan.of(tiles, features.sizes(tiles))
+    return Plan.of(tiles, features.sizes(tiles), features.tiles["image"][tiles])
 
 
 def _blocks(
     features: Features, level: int | str, plan: Plan, description: str
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """First patch and unit rows of every block."""
+    """First patch and unit rows, float32 ``(n, C)``, of every block."""
     for block, first in enumerate(track(plan.block_firsts[:-1].tolist(), description, unit="part")):
         yield first, _unit_rows(features, level, plan.tiles[plan.blocks == block])
 
@@ -281,8 +291,8 @@ def _fill_cells(job: Job, features: Features, plan: Plan, recall: float, seed: i
 
 
 def _rows_of(job: Job, features: Features, plan: Plan, patches: np.ndarray) -> np.ndarray:
-    """Unit rows of some patches, given by their ascending numbers."""
-    tile = np.searchsorted(plan.firsts, patches, side="right") - 1
+    """Unit rows, float32 ``(n, C)``, of some patches, given by their ascending numbers."""
+    tile = plan.tile_of(patches)
     rows = [
         features.tokens(job.level, plan.tiles[t])[patches[tile == t] - plan.firsts[t]]
         for t in np.unique(tile)
@@ -298,7 +308,12 @@ def _assign(
     queries: np.ndarray,
     wanted: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The cell of every patch, int32, and the exact neighbours of the queries ``(q, k)``."""
+    """The cell of every patch, int32, and the exact neighbours of the queries ``(q, k)``.
+
+    Args:
+        centres: float32 ``(cells, C)``.
+        queries: int64 ``(q,)``, numbers of patches; ``wanted`` their unit rows ``(q, C)``.
+    """
     k = neighbour_count(job.k, int(plan.block_firsts[-1]))
     cells = np.empty(plan.block_firsts[-1], np.int32)
     best = RunningTop(wanted, queries, k)
@@ -313,46 +328,56 @@ def fill_found(job: Job, name: str, block: int) -> None:
     plan = _plan(job)
     first, stop = plan.block_firsts[block : block + 2].tolist()
     rows = _unit_rows(Features.open(job.features), job.level, plan.tiles[plan.blocks == block])
-    with Cells(job.work) as cells:
-        probed, _ = top(rows, cells.centres, int(cells.facts["probes"]), gpu=job.gpu)
-        k = neighbour_count(job.k, int(plan.block_firsts[-1]))
+    k = neighbour_count(job.k, int(plan.block_firsts[-1]))
+    with open_cells(job.work) as cells:
+        count, probes = cells.facts["cells"], cells.facts["probes"]
+        probed = top(rows, cells.centres, probes, gpu=job.gpu)[0] if probes < count else None
         own = np.arange(first, stop)
-        found = search_cells(rows, own, probed, cells.read, k, gpu=job.gpu)
+        found = search_cells(rows, own, probed, count, cells.read, k, gpu=job.gpu)
     edges = Edges(*half_edges(*found, first))
     write_found(Path(job.work), name, edges, plan.block_firsts[:-1].tolist())
 
 
-def fill_edges(job: Job, name: str, block: int, found: Sequence[str]) -> None:
+def fill_edges(job: Job, name: str, block: int) -> None:
     """Join the edges that end in one block of patches: its rows of the symmetric graph."""
     plan = _plan(job)
     first, stop = plan.block_firsts[block : block + 2].tolist()
+    found = [_name("found", other) for other in range(len(plan.block_firsts) - 1)]
     edges = read_found(Path(job.work), found, block)
     shape = (stop - first, int(plan.block_firsts[-1]))
     graph = sum_edges(edges.rows - first, edges.columns, edges.weights, shape)
-    row = np.repeat(np.arange(first, stop), np.diff(graph.indptr))
-    start, end = (np.searchsorted(plan.firsts, p, side="right") - 1 for p in (row, graph.indices))
-    pairs, counts = np.unique(start * len(plan.tiles) + end, return_counts=True)
-    between = TileEdges(*np.divmod(pairs, len(plan.tiles)), counts)
-    write_edges(Path(job.work), name, block, _csr(graph), between)
+    write_edges(Path(job.work), name, block, _csr(graph))
+
+
+def fill_between(job: Job, name: str, block: int) -> None:
+    """Count the edges between the images of one block and all images; keep the most counted."""
+    plan = _plan(job)
+    first, stop = plan.block_firsts[block : block + 2].tolist()
+    indptr, columns = read_edges(Path(job.work), _name("edges", block), block)
+    start = np.repeat(np.arange(first, stop), np.diff(indptr))
+    row, column = (plan.owner[plan.tile_of(patches)] for patches in (start, columns))
+    images, local = np.unique(row, return_inverse=True)
+    ones = np.ones(len(row), np.int64)
+    counts = sum_edges(local, column, ones, (len(images), plan.owner[-1] + 1))
+    totals = counts.sum(axis=1)
+    write_between(Path(job.work), name, images, strongest(counts, PARTNERS), totals)
 
 
 def _following(
-    job: Job, features: Features, plan: Plan, names: Sequence[str], choices: params.GraphParams
+    job: Job, plan: Plan, names: Sequence[str], choices: params.GraphParams
 ) -> tuple[Groups, dict[str, float]]:
     """Groups of images that are neighbours in the graph, and the share of edges they see."""
-    between = read_tile_edges(Path(job.work), names)
-    images, owner = np.unique(features.tiles["image"][plan.tiles], return_inverse=True)
-    rows, columns = owner[between.rows], owner[between.columns]
-    counts = sum_edges(rows, columns, between.counts, (len(images), len(images)))
+    images = int(plan.owner[-1]) + 1
+    counts, totals = read_between(Path(job.work), names, images)
     generator = np.random.default_rng(choices.seed)
     rounds = follow(counts, choices.group_images, choices.rounds, generator)
-    drawn = partition(range(len(images)), choices.group_images, choices.rounds, generator)
-    seen = {"edges_seen": share_inside(counts, rounds), "at_random": share_inside(counts, drawn)}
+    drawn = partition(range(images), choices.group_images, choices.rounds, generator)
+    seen, random = (share_inside(counts, totals, groups) for groups in (rounds, drawn))
     click.echo(
-        f"a batch sees {seen['edges_seen']:.1%} of the edges of its patches "
-        f"(batches of random images: {seen['at_random']:.1%})"
+        f"a batch sees {seen:.1%} of the edges of its patches (batches of random images: "
+        f"{random:.1%})"
     )
-    return _of_images(rounds, owner, plan.tiles), seen
+    return _of_images(rounds, plan.owner, plan.tiles), {"edges_seen": seen, "at_random": random}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from cache.artefact import fingerprint, size, work_folder
 from cache.errors import InputError
 from cache.features import Features
 from cache.index import ImageRow, read_index
-from cache.jobs import run
+from cache.part_jobs import fill
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
 from pipeline.device import choose_device
 from pipeline.predictors import Inputs, Predictors, Window, restore, score_maps, window
@@ -63,24 +63,13 @@ def main(params_path: str, features_path: str, head_path: str, index: str, out: 
     with work_folder(out, mark) as work:
         settings = (chosen.segment.temperature, chosen.compute.device, clusters)
         job = Job(str(work), features_path, head_path, mark, *settings)
-        names = _fill(job, rows, chosen.compute)
+        images = {
+            f"{i:08d}": ([(row.id, row.height, row.width) for row in rows[i : i + PART_IMAGES]],)
+            for i in range(0, len(rows), PART_IMAGES)
+        }
+        names = fill(fill_part, job, images, chosen.compute, "segmenting")
         parts.assemble(work, names, out, manifest)
     click.echo(f"{out}: {len(rows)} images, {size(out) / 1e6:.1f} MB")
-
-
-def _fill(job: Job, rows: Sequence[ImageRow], compute: params.ComputeParams) -> list[str]:
-    """Make the parts that a former run has not finished; the names of all parts."""
-    images = {
-        f"{i:08d}": [(row.id, row.height, row.width) for row in rows[i : i + PART_IMAGES]]
-        for i in range(0, len(rows), PART_IMAGES)
-    }
-    todo = [
-        (job, name, part) for name, part in images.items() if not parts.finished(job.work, name)
-    ]
-    if len(todo) < len(images):
-        click.echo(f"resumed: {len(images) - len(todo)} of {len(images)} parts were finished")
-    run(fill_part, todo, compute, job.work, "segmenting", "part")
-    return list(images)
 
 
 def fill_part(job: Job, name: str, images: Sequence[tuple[int, int, int]]) -> None:

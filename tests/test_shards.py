@@ -14,13 +14,14 @@ from cache.features import Features
 from cache.shards import Shards, shard_file
 from pipeline.tiles import plan_layout
 
-GRIDS = [(2, 3), (2, 3), (4, 5), (2, 3), (1, 2), (2, 3), (4, 5)]
+# Chunks of 20 slots, two to a shard: full ones, one with a gap, one left out, a tile of two chunks.
+GRIDS = [(4, 5)] * 4 + [(2, 3), (4, 5), (4, 5), (5, 6), (4, 5), (4, 5)]
 CHANNELS = {"block_00": 8, "block_11": 4}
 
 
 def make_cache(root: Path, dtype: str) -> tuple[Features, dict[str, np.ndarray]]:
     """A cache of tiles of several sizes and the float16 values put into it, NaN in the gaps."""
-    layout = plan_layout([h * w for h, w in GRIDS], 26)
+    layout = plan_layout([h * w for h, w in GRIDS], 50)
     table = np.zeros(len(GRIDS), features.TILE_FIELDS)
     table["grid_h"], table["grid_w"] = np.array(GRIDS).T
     table["start"] = layout.starts
@@ -28,6 +29,7 @@ def make_cache(root: Path, dtype: str) -> tuple[Features, dict[str, np.ndarray]]
     channels = {**CHANNELS, "rgb": 3}
     todo = features.declare(store, done, channels, dtype, table, *layout[1:])
     assert len(todo) == layout.shards > 2
+    assert layout.shard == 2 * layout.chunk and max(h * w for h, w in GRIDS) > layout.chunk
     generator = np.random.default_rng(0)
     values = {}
     for name, width in channels.items():
@@ -60,9 +62,19 @@ def test_zarr_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> N
         shards = Shards(cache.path, name)
         assert np.array_equal(shards.read(1), np.asarray(array[shards.chunk : 2 * shards.chunk]))
         array[: 2 * slots] = expected[: 2 * slots]
-        full = [n for n in ours if not np.isnan(expected[n * slots : (n + 1) * slots]).any()]
-        for shard in full:  # of an empty chunk, Zarr stores nothing
-            assert shard_file(cache.path, name, shard).read_bytes() == ours[shard]
+        assert not np.isnan(expected[: 2 * slots]).any()
+        for shard, content in ours.items():
+            assert shard_file(cache.path, name, shard).read_bytes() == content
+
+
+def test_a_chunk_that_zarr_left_out_is_the_fill_value(tmp_path: Path) -> None:
+    array = zarr.create_array(
+        tmp_path / "block", shape=(8, 3), chunks=(2, 3), shards=(8, 3), dtype="float16",
+        fill_value=np.nan, compressors=[zarr.codecs.Crc32cCodec()],
+    )  # fmt: skip
+    array[2:4] = 7
+    shards = Shards(tmp_path, "block")
+    assert np.isnan(shards.read(0)).all() and (shards.read(1) == 7).all()
 
 
 def test_a_batch_holds_tiles_below_each_other_and_levels_side_by_side(tmp_path: Path) -> None:

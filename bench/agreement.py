@@ -2,57 +2,41 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import click
 import numpy as np
 import torch
 
-from bench.project import HEADS, Size, make
+from bench.project import Setting, Size, opened, project_options
 from bench.timing import machine, show
-from bench.training import Setting, open_setting
-from cache.graphs import Graphs
 from pipeline.device import choose_device
 from pipeline.kmeans import unit_rows
 from pipeline.knn import nearest, neighbour_count, recall
 from pipeline.objective import default_beta, learning_rate, temperature
-from pipeline.training import Batch, optimiser, tensor_cores, train_step
-from stages.train import build_head, load_batch
+from pipeline.training import optimiser, tensor_cores, train_step
+from stages.train import build_head
 
 
 @click.command()
-@click.option("--head", default="both", type=click.Choice([*HEADS, "both"]), help="Whose head.")
-@click.option("--model", default=Size().model, show_default=True, help="timm ViT, random weights.")
-@click.option("--side", default=420, show_default=True, help="Of the square images, px.")
-@click.option("--images", default=16, show_default=True, help="In a batch.")
-@click.option("--clusters", default=256, show_default=True, help="K.")
+@project_options
 @click.option("--steps", default=30, show_default=True, help="Of either training.")
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
-def main(
-    head: str, model: str, side: int, images: int, clusters: int, steps: int, device: str
-) -> None:
+def main(size: Size, heads: list[str], steps: int) -> None:
     """Search and train on the CPU and on the device, from the same cache.
 
     Both trainings start from the same head and draw the same Gumbel noise, on the CPU. The GPU's
     is done twice, with its matrix products in float32 and in TF32. Differences are relative to the
     CPU's loss.
     """
-    hardware, cpu = choose_device(device), torch.device("cpu")
-    names = list(HEADS) if head == "both" else [head]
-    with tempfile.TemporaryDirectory() as folder:
-        project = make(Path(folder), Size(model, side, images, 1, clusters, device))
-        with Graphs(project.graph) as graphs:
-            rows: list[dict] = [_neighbours(open_setting(project, graphs, {}, hardware))]
-            for name in names:
-                setting = open_setting(project, graphs, HEADS[name], hardware)
-                expected = losses(setting, cpu, steps)
-                found = losses(setting, hardware, steps)
-                with tensor_cores():
-                    fast = losses(setting, hardware, steps)
-                rows.append({"what": f"{name} head, float32", **_compare(expected, found)})
-                rows.append({"what": f"{name} head, TF32", **_compare(expected, fast)})
-    show("agreement", {**machine(hardware), "images": images, "steps": steps}, rows)
+    hardware, cpu = choose_device(size.device), torch.device("cpu")
+    with opened(size, heads) as settings:
+        rows: list[dict] = [_neighbours(settings[heads[0]])]
+        for name, setting in settings.items():
+            expected = losses(setting, cpu, steps)
+            found = losses(setting, hardware, steps)
+            with tensor_cores():
+                fast = losses(setting, hardware, steps)
+            rows.append({"what": f"{name} head, float32", **_compare(expected, found)})
+            rows.append({"what": f"{name} head, TF32", **_compare(expected, fast)})
+    show("agreement", {**machine(hardware), **size._asdict(), "steps": steps}, rows)
 
 
 def _neighbours(setting: Setting) -> dict:
@@ -71,7 +55,7 @@ def _neighbours(setting: Setting) -> dict:
 def losses(setting: Setting, device: torch.device, steps: int) -> np.ndarray:
     """Loss of every step of a short training on one batch: float64 ``(steps,)``."""
     chosen = setting.chosen
-    batch: Batch = load_batch(*setting[1:4], 0, 0).to(device)
+    batch = setting.load(0, 0).to(device)
     head = build_head(chosen, setting.features).to(device).train()
     adam = optimiser(head, chosen.train.lr)
     noise = torch.Generator().manual_seed(chosen.seed)

@@ -17,10 +17,9 @@ from io import StringIO
 from pathlib import Path
 
 import click
-import yaml
 
 import stages
-from bench.drawn import REPOSITORY, change, make_project
+from bench.drawn import REPOSITORY, change_params, make_project
 from bench.timing import Timing, machine, ratios, show, side_by_side
 from cache.artefact import file_hash
 
@@ -116,9 +115,7 @@ def _with_a_loss(stage: str, elsewhere: Path) -> float:
 def run_stage(stage: str, scheduler: str = "sync") -> None:
     """Run one stage in this process and folder; what it prints is dropped."""
     params = Path("params.yaml")
-    tree = yaml.safe_load(params.read_text())
-    change(tree, f"compute.scheduler={scheduler}")
-    params.write_text(yaml.safe_dump(tree, sort_keys=False))
+    change_params(params, params, [f"compute.scheduler={scheduler}"])
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         stages.main([stage], standalone_mode=False)
 
@@ -183,16 +180,33 @@ def wait_for_workers(address: str, count: int) -> None:
 
 @contextmanager
 def killed(process: subprocess.Popen, when: Callable[[], bool]) -> Iterator[None]:
-    """Kill a process as soon as the condition holds, while the block runs."""
+    """Kill a process as soon as the condition holds, while the block runs.
+
+    Raises:
+        RuntimeError: the block has ended, and no kill has ended the process.
+    """
+    ended = threading.Event()
 
     def kill() -> None:
-        until(when)
-        process.send_signal(signal.SIGKILL)
+        while not ended.wait(0.002):
+            if when():
+                process.kill()
+                process.wait(timeout=10)
+                return
 
     killer = threading.Thread(target=kill)
     killer.start()
-    yield
-    killer.join()
+    try:
+        yield
+    finally:
+        ended.set()
+        killer.join()
+    if process.poll() != -signal.SIGKILL:
+        found = "alive" if process.returncode is None else f"ended with {process.returncode}"
+        raise RuntimeError(
+            f"the worker must be killed while the stage runs, found it {found}: give the stage "
+            "more to do (--images)"
+        )
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:

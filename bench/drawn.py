@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import timm
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from cache.backbone import FOLDER
 
@@ -23,28 +26,45 @@ def make_project(
     Args:
         train, val: photos of each split.
         height, width: of the photos, in pixels.
-        settings: further changes, ``dotted.key=value`` each (the value is YAML).
+        settings: further changes, as `change_params` takes them.
     """
     generator = np.random.default_rng(0)
+    photos = folder / "photos"
+    photos.mkdir(parents=True)
     for split, count in (("train", train), ("val", val)):
         for number in range(count):
-            _draw(folder / "photos", f"{split}/{number:05d}", (height, width), generator)
-    (folder / "photos/classes.txt").write_text("".join(f"class {i}\n" for i in range(CLASSES)))
-    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    tree["datasets"]["drawn"] = {"root": "photos", "train": "train", "eval": "val"}
-    tree["backbones"]["demo"]["model"] = f"{FOLDER}{REPOSITORY / 'backbones/demo'}"
-    for setting in ("dataset=drawn", *settings):
-        change(tree, setting)
-    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+            _draw(photos, f"{split}/{number:05d}", (height, width), generator)
+    (photos / "classes.txt").write_text("".join(f"class {i}\n" for i in range(CLASSES)))
+    ours = (
+        "datasets.drawn={root: photos, train: train, eval: val}",
+        "dataset=drawn",
+        f"backbones.demo.model='{FOLDER}{REPOSITORY / 'backbones/demo'}'",
+    )
+    change_params(REPOSITORY / "params.yaml", folder / "params.yaml", (*ours, *settings))
 
 
-def change(tree: dict, setting: str) -> None:
-    """Set one ``dotted.key=value`` of the parameters, as ``dvc exp run -S`` does."""
-    key, _, value = setting.partition("=")
-    *above, last = key.split(".")
-    for name in above:
-        tree = tree[name]
-    tree[last] = yaml.safe_load(value)
+def change_params(source: Path, target: Path, settings: Sequence[str]) -> None:
+    """Copy a params.yaml with changes, ``dotted.key=value`` each, as `dvc exp run -S` takes them.
+
+    The values are YAML; target may be the source.
+    """
+    tree = yaml.safe_load(source.read_text())
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        *above, last = key.split(".")
+        node = tree
+        for name in above:
+            node = node[name]
+        node[last] = yaml.safe_load(value)
+    target.write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+def random_backbone(folder: Path, model: str) -> Path:
+    """Write a checkpoint of a timm ViT with random weights."""
+    torch.manual_seed(0)
+    path = folder / "weights.safetensors"
+    save_file(timm.create_model(model, pretrained=False, num_classes=0).state_dict(), path)
+    return path
 
 
 def _draw(root: Path, name: str, size: tuple[int, int], generator: np.random.Generator) -> None:

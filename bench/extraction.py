@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-import timm
 import torch
-from PIL import Image
-from safetensors.torch import save_file
 
+from bench.drawn import make_project, random_backbone
 from bench.timing import Timing, machine, ratios, show, side_by_side
 from cache import features, params
 from cache.images import check_images
@@ -57,51 +55,32 @@ def main(
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        run = _prepare(
-            root, model, weights, images or _draw(root / "photos", count), device, choices
-        )
+        weights = weights or str(random_backbone(root, model))
+        settings = [
+            f"backbones.random={{model: {model}, weights: {weights}}}",
+            "backbone=random",
+            f"compute.device={device}",
+            *(f"extract.{key}={value}" for key, value in choices.items()),
+        ]
+        make_project(root, 0 if images else count, 0, 480, 640, settings)
+        rows = check_images(images or root / "photos", ("all" if images else "train",))
+        run = _prepare(root, rows)
         seconds = side_by_side(_cases(run), repeats)
         photos = sum(len(batch.tiles) for batch in run.batches)
-        rows = [
+        table = [
             _row(name, found, seconds["bare forward"], photos) for name, found in seconds.items()
         ]
         facts = {"model": model, "tiles": photos, "bfloat16": run.job.levels.bfloat16, **choices}
-        show("extraction", {**machine(choose_device(device)), **facts}, rows)
+        show("extraction", {**machine(choose_device(device)), **facts}, table)
 
 
-def _draw(folder: Path, count: int) -> str:
-    """Photo-like JPEG files: soft shapes and some noise."""
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(count):
-        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
-        soft = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), np.float32)
-        noisy = soft + generator.normal(0, 6, (480, 640, 1))
-        picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-        picture.save(folder / f"{number:04d}.jpg", quality=90)
-    return str(folder)
-
-
-def _prepare(
-    root: Path, model: str, weights: str | None, images: str, device: str, choices: dict[str, Any]
-) -> Run:
-    """Index the images, load the model, create the cache."""
-    if weights is None:
-        weights = str(root / "weights.safetensors")
-        save_file(timm.create_model(model.split(".")[0], num_classes=0).state_dict(), weights)
+def _prepare(root: Path, rows: list[ImageRow]) -> Run:
+    """Write the index, load the model, create the cache."""
     index = str(root / "index.csv")
-    rows = check_images(images, ("all",))
     write_index(index, rows)
-    chosen = params.load(Path(__file__).parent.parent / "params.yaml")
-    entry = params.BackboneParams(model=model, weights=weights)
-    chosen = chosen.model_copy(
-        update={
-            "extract": chosen.extract.model_copy(update=choices),
-            "backbones": {chosen.backbone: entry},
-            "compute": chosen.compute.model_copy(update={"device": device}),
-        }
-    )
-    backbone = extract.open_backbone(model, weights)
+    chosen = params.load(root / "params.yaml")
+    entry = chosen.backbones[chosen.backbone]
+    backbone = extract.open_backbone(entry.model, entry.weights)
     manifest = extract.describe(chosen, rows, backbone)
     job, shards, _ = extract.declare(chosen, manifest, rows, index, root)
     table = features.read_tiles(Path(job.folder))

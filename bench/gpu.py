@@ -68,26 +68,23 @@ def main(
     if device == "cuda" and not torch.cuda.is_available():
         click.echo("no GPU: not measured")
         return
-    hardware = choose_device(device)
     rows = []
     for name in only.split(","):
         arguments = [*(TINY if tiny else FULL)[name].split(), "--device", device]
         if name == "pascal":
             arguments += ["--steps", str(steps)] if steps else []
             arguments += ["--seconds", str(seconds)] if seconds else []
-        rows.append({"part": name, **_measure(COMMANDS[name], arguments, hardware, out)})
-    show("gpu", machine(hardware), rows)
+        rows.append({"part": name, **_measure(COMMANDS[name], arguments, out)})
+    show("gpu", machine(choose_device(device)), rows)
     if failed := [str(row["part"]) for row in rows if "error" in row]:
         raise click.ClickException(f"not measured: {', '.join(failed)}")
 
 
 def _measure(
-    command: click.Command, arguments: list[str], device: torch.device, out: str | None
+    command: click.Command, arguments: list[str], out: str | None
 ) -> dict[str, float | str]:
     """Run one command; what it took. Its lines of JSON go to the file at once."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+    torch.cuda.empty_cache()
     start = time.perf_counter()
     found: dict[str, float | str] = {}
     with redirect_stdout(Tee()) as text:
@@ -97,8 +94,6 @@ def _measure(
             traceback.print_exc()
             found["error"] = f"{type(error).__name__}: {error}"
     found["seconds"] = time.perf_counter() - start
-    if device.type == "cuda":  # of the others, their own rows tell more
-        found["peak GPU GB since last reset"] = torch.cuda.max_memory_allocated(device) / 1e9
     if out:
         lines = [line for line in text.getvalue().splitlines() if line.startswith('{"bench"')]
         with Path(out).open("a") as file:

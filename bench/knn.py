@@ -20,6 +20,7 @@ from pipeline.knn import not_self, recall, top
 
 Search = Callable[[int], np.ndarray]  # k -> ids (queries, k or k + 1), self among the latter
 BLOCK = 4096  # queries in one matrix product of the blocked search
+PART = 32768  # rows assigned to their cells at a time
 
 
 class Method(NamedTuple):
@@ -55,12 +56,12 @@ def main(
 
     The rows are drawn like patches (concepts, shifted in each image) unless a cache is given.
     Recall is against exact FAISS. The approximate searches look into as many cells as the target
-    needs on the same queries.
+    needs on a second sample of queries.
     """
     where = choose_device(device)
     rows = []
     for n in map(int, sizes.split(",")):
-        points = _cached(features, n) if features else drawn(n, channels)
+        points = _cached(features, n) if features else synthetic_rows(n, channels)
         asked = np.sort(np.random.default_rng(1).choice(n, min(queries, n), replace=False))
         for k in map(int, ks.split(",")):
             rows += _measure(points, asked, k, target, repeats, where)
@@ -78,9 +79,8 @@ def _measure(
     ]
     if hardware_bfloat16(where):
         methods.append(_torch("torch, bfloat16", points, asked, torch.bfloat16, where))
-    cells = cell_count(len(points))
-    if cells > 1:
-        methods += _approximate(points, asked, exact, cells, target)
+    if cell_count(len(points)) > 1:
+        methods += _approximate(points, asked, k, target, gpu=gpu)
     seconds = side_by_side({m.name: lambda m=m: m.search(k) for m in methods}, repeats)  # type: ignore[misc]
     return [
         {
@@ -124,49 +124,77 @@ def _block(n: int) -> int:
 
 
 def _approximate(
-    points: np.ndarray, asked: np.ndarray, exact: np.ndarray, cells: int, target: float
+    points: np.ndarray, asked: np.ndarray, k: int, target: float, *, gpu: bool
 ) -> list[Method]:
+    """Our cells and FAISS's inverted file, with the same centres and as many of them searched.
+
+    How many, other queries tell than those that are timed, so that their recall is no fit.
+    """
     start = time.perf_counter()
-    sample = np.random.default_rng(0).choice(len(points), cells * SAMPLE_PER_CELL, replace=False)
-    centres = coarse_centres(points[np.sort(sample)], cells, seed=0)
-    cell = np.concatenate([top(part, centres, 1)[0][:, 0] for part in _parts(points)])
-    order = np.argsort(cell, kind="stable")
-    ends = np.cumsum(np.bincount(cell, minlength=cells))
-    kept = points[order]
+    cells = Cells(points, gpu=gpu)
     ours = time.perf_counter() - start
-    ranked = np.argsort(-(points[asked] @ centres.T), axis=1, kind="stable")
-    probes = probes_for(cell[exact], ranked, target)
-
-    def read(number: int) -> tuple[np.ndarray, np.ndarray]:
-        members = slice(ends[number - 1] if number else 0, ends[number])
-        return order[members], kept[members]
-
-    def search(k: int) -> np.ndarray:
-        probed, _ = top(points[asked], centres, probes)
-        return search_cells(points[asked], asked, probed, read, k)[0]
-
+    tried = np.random.default_rng(2).choice(len(points), len(asked), replace=False)
+    exact = _others(top(points[tried], points, k + 1, gpu=gpu)[0], tried, k)
+    probes = cells.probes(tried, exact, target)
     start = time.perf_counter()
-    quantiser = faiss.IndexFlatIP(points.shape[1])
-    quantiser.add(centres)
-    index = faiss.IndexIVFFlat(quantiser, points.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
-    index.add(points)
+    index = cells.inverted_file()
     index.nprobe = probes
     built = time.perf_counter() - start + ours
+    looked = f"{probes} of {len(cells.centres)}"
     return [
-        Method(f"cells, {probes} of {cells}", ours, search),
+        Method(f"cells, {looked}", ours, lambda k: cells.search(asked, probes, k)),
         Method(
-            f"FAISS IVF, {probes} of {cells}",
+            f"FAISS IVF on the CPU, {looked}",
             built,
             lambda k: index.search(points[asked], k + 1)[1],
         ),
     ]
 
 
-def _parts(points: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(points, -(-len(points) // 32768))
+class Cells:
+    """Rows kept by cell, as the graph stage keeps them, but in memory."""
+
+    def __init__(self, points: np.ndarray, *, gpu: bool) -> None:
+        """points : float32 (n, c), unit rows."""
+        count = cell_count(len(points))
+        generator = np.random.default_rng(0)
+        sample = np.sort(generator.choice(len(points), count * SAMPLE_PER_CELL, replace=False))
+        self.points, self.gpu = points, gpu
+        self.centres = coarse_centres(points[sample], count, seed=0, gpu=gpu)
+        parts = np.array_split(points, -(-len(points) // PART))
+        found = [top(part, self.centres, 1, gpu=gpu)[0][:, 0] for part in parts]
+        self.cells = np.concatenate(found)
+        self.order = np.argsort(self.cells, kind="stable")
+        self.ends = np.cumsum(np.bincount(self.cells, minlength=count))
+        self.kept = points[self.order]
+
+    def probes(self, queries: np.ndarray, exact: np.ndarray, target: float) -> int:
+        """Cells to look into so that these queries (q,) find the target of their exact (q, k)."""
+        ranked = np.argsort(-(self.points[queries] @ self.centres.T), axis=1, kind="stable")
+        return probes_for(self.cells[exact], ranked, target)
+
+    def search(self, asked: np.ndarray, probes: int, k: int) -> np.ndarray:
+        """Ids (q, k) of the most similar rows in the cells that each query looks into."""
+        rows = self.points[asked]
+        probed, _ = top(rows, self.centres, probes, gpu=self.gpu)
+        count = len(self.centres)
+        return search_cells(rows, asked, probed, count, self._read, k, gpu=self.gpu)[0]
+
+    def _read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        members = slice(self.ends[number - 1] if number else 0, self.ends[number])
+        return self.order[members], self.kept[members]
+
+    def inverted_file(self) -> faiss.IndexIVFFlat:
+        """FAISS's own way to keep the rows by the same cells."""
+        count, channels = self.centres.shape
+        quantiser = faiss.IndexFlatIP(channels)
+        quantiser.add(self.centres)
+        index = faiss.IndexIVFFlat(quantiser, channels, count, faiss.METRIC_INNER_PRODUCT)
+        index.add(self.points)
+        return index
 
 
-def drawn(n: int, channels: int, seed: int = 0) -> np.ndarray:
+def synthetic_rows(n: int, channels: int, seed: int = 0) -> np.ndarray:
     """Unit rows float32 (n, channels) like patches of images of 1000: concepts, shifted in each."""
     generator = np.random.default_rng(seed)
     concepts = generator.standard_normal((200, channels), np.float32)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import timm
 import torch
-import yaml
-from safetensors.torch import save_file
 
-from bench.drawn import make_project
+from bench.drawn import change_params, make_project, random_backbone
 from cache import params
+from cache.features import Features
+from cache.graphs import Graphs
+from pipeline.device import choose_device
+from pipeline.training import Batch
 from stages import extract, graph, prepare
+from stages.train import load_batch
 
-HEADS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {"width": None, "mlp_hidden": 576, "level_norm": False},
+HEADS = {
+    "default": (),
+    "paper": ("head.width=null", "head.mlp_hidden=576", "head.level_norm=false"),
 }
+ENDLESS = 1_000_000  # epochs, more than are measured
 
 
 class Size(NamedTuple):
@@ -29,9 +35,36 @@ class Size(NamedTuple):
     model: str = "vit_small_patch14_dinov2.lvd142m"
     side: int = 420  # px of the square photos after resizing: 30 x 30 patches of 14
     images: int = 16  # in a batch
-    batches: int = 2  # in an epoch
+    batches: int = 1  # in an epoch
     clusters: int = 256
     device: str = "auto"
+
+
+USUAL = Size()
+OPTIONS = (
+    click.option("--head", default="both", type=click.Choice([*HEADS, "both"]), help="Whose head."),
+    click.option("--model", default=USUAL.model, show_default=True, help="timm ViT, not trained."),
+    click.option("--side", default=USUAL.side, show_default=True, help="Of the square images, px."),
+    click.option("--images", default=USUAL.images, show_default=True, help="In a batch."),
+    click.option("--clusters", default=USUAL.clusters, show_default=True, help="K."),
+    click.option("--device", default=USUAL.device, type=click.Choice(["auto", "cpu", "cuda"])),
+)
+
+
+def project_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `OPTIONS` to a command; it gets ``size`` (`Size`) and ``heads`` (names) of them.
+
+    A command may have an option ``--batches`` of its own: it becomes a part of ``size``.
+    """
+
+    @wraps(function)
+    def command(head: str, **values: Any) -> None:
+        size = Size(**{name: values.pop(name) for name in Size._fields if name in values})
+        function(size=size, heads=list(HEADS) if head == "both" else [head], **values)
+
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
 
 
 @dataclass(frozen=True)
@@ -55,20 +88,44 @@ class Project:
         """The graph file."""
         return str(self.folder / "graph.h5")
 
-    def choices(self, changes: Mapping[str, Mapping[str, Any]] | None = None) -> params.Params:
-        """The project's parameters, some of them changed by section and key."""
-        tree = yaml.safe_load((self.folder / "params.yaml").read_text())
-        for section, values in (changes or {}).items():
-            tree[section].update(values)
-        return params.Params.model_validate(tree)
+
+@dataclass(frozen=True)
+class Setting:
+    """All that the steps of one head need."""
+
+    project: Project
+    chosen: params.Params
+    features: Features
+    graphs: Graphs
+    device: torch.device
+
+    def load(self, round_: int, group: int) -> Batch:
+        """Tokens and kernel of one group, on the CPU."""
+        return load_batch(self.chosen, self.features, self.graphs, round_, group)
+
+
+@contextmanager
+def opened(size: Size, heads: Sequence[str], epochs: int = ENDLESS) -> Iterator[dict[str, Setting]]:
+    """Make a project in a temporary folder, and open it for training each of these heads."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = make(Path(folder), size)
+        with Graphs(project.graph) as graphs:
+            yield {head: open_setting(project, graphs, head, epochs) for head in heads}
+
+
+def open_setting(project: Project, graphs: Graphs, head: str, epochs: int = ENDLESS) -> Setting:
+    """Open a project's cache for training one of `HEADS`."""
+    changed = project.folder / f"{head}.yaml"
+    settings = (*HEADS[head], f"train.epochs={epochs}")
+    change_params(project.folder / "params.yaml", changed, settings)
+    chosen = params.load(changed)
+    device = choose_device(chosen.compute.device)
+    return Setting(project, chosen, Features.open(project.features), graphs, device)
 
 
 def make(folder: Path, size: Size) -> Project:
     """Draw photos and weights into an empty folder, then run prepare, extract and graph."""
     project = Project(folder)
-    torch.manual_seed(0)
-    model = timm.create_model(size.model, pretrained=False, num_classes=0, dynamic_img_size=True)
-    save_file(model.state_dict(), folder / "weights.safetensors")
     side = size.side * 6 // 5  # of the photos, before resizing
     make_project(folder, size.images * size.batches, 0, side, side, _settings(folder, size))
     chosen = ["--params", str(folder / "params.yaml")]
@@ -82,7 +139,7 @@ def make(folder: Path, size: Size) -> Project:
 
 
 def _settings(folder: Path, size: Size) -> list[str]:
-    weights = folder / "weights.safetensors"
+    weights = random_backbone(folder, size.model)
     return [
         f"datasets.drawn={{root: {folder / 'photos'}, train: train, eval: train}}",
         f"backbones.random={{model: {size.model}, weights: {weights}}}",

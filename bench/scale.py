@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import click
+import numpy as np
 
 from bench.timing import show
 
 IMAGES_PER_STEP = 16
 LEVELS = 3
-EDGE_BYTES = 4 + 2  # column and weight; a group's columns take 2 bytes
+ROUNDS = 2
+NEIGHBOURS = 0.006  # graph.k: of the patches of a group
+SYMMETRIC = 1.33  # edges of the symmetric graph for each directed one, as found on photos
+PIXEL_EDGES = 15  # of a patch in the pixel graph, as found on photos
 
 
 class Dataset(NamedTuple):
@@ -37,15 +41,21 @@ class Vit(NamedTuple):
     depth: int
 
 
-class Machine(NamedTuple):
-    """Sustained rates: ViT in FLOP/s, head in FLOP/s, search in FLOP/s; price of an hour."""
+class Rates(NamedTuple):
+    """What a CPU of 2 cores, or a GPU, sustains in FLOP/s; and the price of its hour."""
 
-    name: str
     vit: float
     head: float
     search: float
     price: float
-    measured: bool
+
+
+class Machine(NamedTuple):
+    """So many of the same; training runs on one of them."""
+
+    name: str
+    rates: Rates
+    units: int = 1
 
 
 DATASETS = (
@@ -74,6 +84,17 @@ def cache_bytes(patches: int, channels: int, levels: int, value: int) -> int:
     return patches * (levels * channels * value + 3 * 2)
 
 
+def graph_bytes(patches: int, group: int, rounds: int, k: float) -> float:
+    """Bytes of the graph file: columns, float16 weights and a pointer of each row, pixel graphs.
+
+    group: patches of a group, of which every patch has the share `k` as neighbours.
+    """
+    edge = np.min_scalar_type(group - 1).itemsize + 2
+    pointer = 8
+    feature = SYMMETRIC * k * group * edge + pointer
+    return patches * (rounds * feature + PIXEL_EDGES * 4 + pointer)
+
+
 def search_flops(patches: int, channels: int, candidates: float) -> float:
     """FLOPs of comparing every patch with so many candidates."""
     return 2.0 * patches * candidates * channels
@@ -88,52 +109,45 @@ def search_flops(patches: int, channels: int, candidates: float) -> float:
 @click.option("--gpu-search", default=2.0e13, help="FLOP/s of exact search on a GPU, assumed.")
 @click.option("--cpu-price", default=0.10, help="Price of an hour of 2 cores.")
 @click.option("--gpu-price", default=2.50, help="Price of an hour of one GPU.")
-def main(
-    cpu_vit: float,
-    cpu_head: float,
-    cpu_search: float,
-    gpu_vit: float,
-    gpu_head: float,
-    gpu_search: float,
-    cpu_price: float,
-    gpu_price: float,
-) -> None:
+def main(**rates: float) -> None:
     """Print bytes, hours and cost per data set and backbone, for 2 cores, a GPU and 16 GPUs.
 
-    Extraction covers both splits; training is on one machine, with the default head. Graphs of
-    groups of 16 images, searched exactly, two rounds.
+    Extraction covers both splits, into float16 (int8 takes half the bytes); training is on one
+    machine, with the default head. Graphs of groups of 16 images, searched exactly, two rounds.
     """
-    machines = (
-        Machine("2 cores", cpu_vit, cpu_head, cpu_search, cpu_price, True),
-        Machine("1 GPU", gpu_vit, gpu_head, gpu_search, gpu_price, False),
-        Machine("16 GPUs", 16 * gpu_vit, gpu_head, 16 * gpu_search, 16 * gpu_price, False),
+    cpu, gpu = (
+        Rates(**{field: rates[f"{kind}_{field}"] for field in Rates._fields})
+        for kind in ("cpu", "gpu")
     )
+    machines = (Machine("2 cores", cpu), Machine("1 GPU", gpu), Machine("16 GPUs", gpu, 16))
     rows = [_row(data, vit, machines) for data in DATASETS for vit in VITS]
-    show("scale", {m.name: f"{m.vit:.3g} FLOP/s" for m in machines}, rows)
+    show("scale", {m.name: f"{m.units * m.rates.vit:.3g} FLOP/s" for m in machines}, rows)
 
 
 def _row(data: Dataset, vit: Vit, machines: tuple[Machine, ...]) -> dict:
-    total = (data.train + data.evaluated) * data.patches
+    images, group = data.train + data.evaluated, IMAGES_PER_STEP * data.patches
     trained = data.train * data.patches
-    edges = 2 * trained * 1.7 * 0.006 * IMAGES_PER_STEP * data.patches
+    extraction = images * vit_flops(vit, data.patches)
+    search = ROUNDS * search_flops(trained, vit.width, group)
+    step = head_flops(LEVELS * vit.width, width=192, mlp=384, depth=2, clusters=256)
     row: dict = {
         "data set": data.name,
         "backbone": vit.name,
-        "patches, 1e6": total / 1e6,
-        "cache GB": cache_bytes(total, vit.width, LEVELS, 2) / 1e9,
-        "int8 GB": cache_bytes(total, vit.width, LEVELS, 1) / 1e9,
-        "graph GB": edges * 4 / 1e9,
+        "patches, 1e6": images * data.patches / 1e6,
+        "cache GB": cache_bytes(images * data.patches, vit.width, LEVELS, 2) / 1e9,
+        "graph GB": graph_bytes(trained, group, ROUNDS, NEIGHBOURS) / 1e9,
     }
-    for machine in machines:
-        extract = vit_flops(vit, data.patches) * (data.train + data.evaluated) / machine.vit
-        candidates = IMAGES_PER_STEP * data.patches
-        graph = 2 * search_flops(trained, vit.width, candidates) / machine.search
-        head = head_flops(LEVELS * vit.width, 192, 384, 2, 256)
-        train = data.epochs * trained * head / machine.head
-        hours = [seconds / 3600 for seconds in (extract, graph, train)]
-        row[f"{machine.name}: extract + graph + train, h"] = " + ".join(f"{h:.2g}" for h in hours)
-        row[f"{machine.name}: cost"] = sum(hours) * machine.price
+    for name, rates, units in machines:
+        shared = [extraction / rates.vit / units / 3600, search / rates.search / units / 3600]
+        alone = data.epochs * trained * step / rates.head / 3600
+        hours = " + ".join(map(_two_digits, (*shared, alone)))
+        row[f"{name}: extract + graph + train, h"] = hours
+        row[f"{name}: cost"] = (units * sum(shared) + alone) * rates.price
     return row
+
+
+def _two_digits(value: float) -> str:
+    return np.format_float_positional(value, 2, fractional=False, trim="-")
 
 
 if __name__ == "__main__":

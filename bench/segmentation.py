@@ -32,9 +32,10 @@ LEVELS = 3
 EIGENFUNCTIONS = 6  # as the segment stage
 CLASSES = 27
 DIRECT = "direct interpolation"
+WITHIN = "of it, "  # a part of the part before: it does not count towards the sum
 
 
-class Size(NamedTuple):
+class Case(NamedTuple):
     """What is segmented: pixels of the image and of a patch, channels of a level, K, and where."""
 
     height: int
@@ -88,20 +89,21 @@ def main(
     a small image when memory counts as zero. The direct interpolation of all K maps at full size is
     what the up-sampling replaces.
     """
-    size = Size(height, width, patch, channels, clusters, choose_device(device))
+    case = Case(height, width, patch, channels, clusters, choose_device(device))
     if memory_of:
-        click.echo(growth(size, memory_of))
+        click.echo(growth(case, memory_of))
         return
-    seconds, equal = _timings(size, repeats)
-    memory = {name: measured(size, name) for name in ("segmentation and evaluation", DIRECT)}
+    seconds, equal = _timings(case, repeats)
+    memory = {name: measured(case, name) for name in ("segmentation and evaluation", DIRECT)}
     rows = _rows(seconds, equal)
     rows += [{"part": f"memory of {name}", "MB above the model": memory[name]} for name in memory]
-    facts = {"image": f"{width}x{height}", "grid": size.grid, "channels": channels}
-    show("segmentation", {**facts, "clusters": clusters, **machine(size.device)}, rows)
+    facts = {"image": f"{width}x{height}", "grid": case.grid, "channels": channels}
+    show("segmentation", {**facts, "clusters": clusters, **machine(case.device)}, rows)
 
 
 def _rows(seconds: dict[str, list[float]], equal: float) -> list[dict]:
-    ours = [sum(times) for times in zip(*_without_direct(seconds).values(), strict=True)]
+    counted = [times for name, times in seconds.items() if not name.startswith((DIRECT, WITHIN))]
+    ours = [sum(times) for times in zip(*counted, strict=True)]
     rows: list[dict] = [
         {
             "part": name,
@@ -114,20 +116,16 @@ def _rows(seconds: dict[str, list[float]], equal: float) -> list[dict]:
     return [*rows, {"part": "all but the direct one", "seconds per image": Timing.of(ours)}]
 
 
-def _without_direct(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
-    return {name: times for name, times in seconds.items() if name != DIRECT}
-
-
-def _timings(size: Size, repeats: int) -> tuple[dict[str, list[float]], float]:
+def _timings(case: Case, repeats: int) -> tuple[dict[str, list[float]], float]:
     """Seconds of each part of each image, and the share of pixels that equal the direct way's."""
-    predictors = random_predictors(size)
+    predictors = random_predictors(case)
     clocks, equal = [], []
     for number in range(repeats + 1):
-        image = smooth_window(size, number)
+        image = smooth_window(case, number)
         clock = Clock()
-        ids, logits = whole_image(predictors, image, size, clock)
+        ids, logits = whole_image(predictors, image, case, clock)
         with clock.part(DIRECT):
-            direct = direct_argmax(logits, size)
+            direct = direct_argmax(logits, case)
         equal.append(float((direct == ids).mean()))
         clocks.append(clock)
     seconds = {name: [clock[name] for clock in clocks[1:]] for name in clocks[0]}
@@ -135,24 +133,25 @@ def _timings(size: Size, repeats: int) -> tuple[dict[str, list[float]], float]:
 
 
 def whole_image(
-    predictors: Predictors, image: Window, size: Size, clock: Clock
+    predictors: Predictors, image: Window, case: Case, clock: Clock
 ) -> tuple[np.ndarray, torch.Tensor]:
     """Segment, store, read and count one image; the ids of `ours` and its logits."""
-    with torch.inference_mode(), clock.part("head"):
+    with clock.part("score maps"):
+        found = score_maps(
+            predictors, [image], *case.grid, temperature=None, eigenfunctions=EIGENFUNCTIONS
+        )
+    with torch.inference_mode(), clock.part(f"{WITHIN}head"):
         features = predictors.head(image.head, [len(image.head)])[0].cpu().numpy()
-    with clock.part("scores of both K-means"):
+    with clock.part(f"{WITHIN}scores of both K-means"):
         kmeans_scores(predictors.ours_kmeans, features)
         kmeans_scores(predictors.kmeans, image.kmeans.numpy())
-    found = score_maps(  # what was timed before, as the stage calls it
-        predictors, [image], *size.grid, temperature=None, eigenfunctions=EIGENFUNCTIONS
-    )
     labels = {}
     for name in PREDICTORS:
         with clock.part(f"up-sampling of {name}"):
-            labels[name] = upsample_argmax(getattr(found, name), size.height, size.width)
+            labels[name] = upsample_argmax(getattr(found, name), case.height, case.width)
     truth = labels["ours"] % CLASSES
     with tempfile.TemporaryDirectory() as folder:
-        clusters = dict.fromkeys(PREDICTORS, size.clusters)
+        clusters = dict.fromkeys(PREDICTORS, case.clusters)
         with clock.part("writing"):
             maps = ImageMaps(0, labels, found.eigenfunctions.cpu().numpy())
             write_maps(folder, "0", [maps], clusters)
@@ -163,45 +162,45 @@ def whole_image(
                 with clock.part("evaluation: reading"):
                     ids = store.read(name, 0)
                 with clock.part("evaluation: counting"):
-                    count(ids, truth, size.clusters, CLASSES)
+                    count(ids, truth, case.clusters, CLASSES)
     return labels["ours"], found.ours
 
 
-def direct_argmax(logits: torch.Tensor, size: Size) -> np.ndarray:
+def direct_argmax(logits: torch.Tensor, case: Case) -> np.ndarray:
     """All K maps at the size of the image, and their argmax."""
-    large = F.interpolate(logits.cpu()[None], (size.height, size.width), mode="bilinear")
+    large = F.interpolate(logits.cpu()[None], (case.height, case.width), mode="bilinear")
     return large[0].argmax(dim=0).numpy()
 
 
-def random_predictors(size: Size) -> Predictors:
+def random_predictors(case: Case) -> Predictors:
     """A head of the default shape with initial weights, and centres of random directions."""
-    head = Head([size.channels] * LEVELS, size.clusters, 192, 2, 64, 384, level_norm=True)
+    head = Head([case.channels] * LEVELS, case.clusters, 192, 2, 64, 384, level_norm=True)
     initialise(head, torch.Generator().manual_seed(0))
     parametrize.remove_parametrizations(head.last, "weight")
     generator = np.random.default_rng(0)
     models = []
-    for channels in (head.width, size.channels):
-        drawn = generator.standard_normal((size.clusters, channels), np.float32)
+    for channels in (head.width, case.channels):
+        drawn = generator.standard_normal((case.clusters, channels), np.float32)
         nothing = np.zeros(channels, np.float32), np.zeros((channels, 0), np.float32)
         models.append(KMeans(unit_rows(drawn), *nothing, spherical=True))
-    return Predictors(head.eval().to(size.device), *models)
+    return Predictors(head.eval().to(case.device), *models)
 
 
-def smooth_window(size: Size, seed: int) -> Window:
+def smooth_window(case: Case, seed: int) -> Window:
     """Tokens of one image that vary as those of objects do: a coarse random field and noise."""
     generator = torch.Generator().manual_seed(seed)
-    rows, columns = size.grid
-    total = LEVELS * size.channels
+    rows, columns = case.grid
+    total = LEVELS * case.channels
     coarse = torch.randn(1, total, max(2, rows // 8), max(2, columns // 8), generator=generator)
-    smooth = F.interpolate(coarse, size.grid, mode="bicubic")[0].flatten(1).T
+    smooth = F.interpolate(coarse, case.grid, mode="bicubic")[0].flatten(1).T
     tokens = smooth + 0.2 * torch.randn(rows * columns, total, generator=generator)
-    last = tokens[:, -size.channels :].contiguous()
-    return Window(tokens.to(size.device), last, 0, 0, rows, columns, flip=False)
+    last = tokens[:, -case.channels :].contiguous()
+    return Window(tokens.to(case.device), last, 0, 0, rows, columns, flip=False)
 
 
-def measured(size: Size, part: str) -> float:
+def measured(case: Case, part: str) -> float:
     """What `growth` finds in a process of its own."""
-    options = [f"--{name}={value}" for name, value in size._asdict().items()]
+    options = [f"--{name}={value}" for name, value in case._asdict().items()]
     command = [sys.executable, "-m", "bench.segmentation", *options, "--memory-of", part]
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode:
@@ -209,22 +208,22 @@ def measured(size: Size, part: str) -> float:
     return float(ran.stdout.split()[-1])
 
 
-def growth(size: Size, part: str) -> float:
+def growth(case: Case, part: str) -> float:
     """MB (10^6 bytes) by which the peak RSS rises above the model that has seen a small image."""
-    predictors = random_predictors(size)
-    small = size._replace(height=8 * size.patch, width=8 * size.patch)
+    predictors = random_predictors(case)
+    small = case._replace(height=8 * case.patch, width=8 * case.patch)
     _, logits = whole_image(predictors, smooth_window(small, 0), small, Clock())
     direct_argmax(logits, small)
-    image = smooth_window(size, 0)
+    image = smooth_window(case, 0)
     if part == DIRECT:
-        logits = torch.randn(size.clusters, *size.grid)
+        logits = torch.randn(case.clusters, *case.grid)
     with suppress(OSError):  # the peak starts anew; where that cannot be, growth is a bound
         Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     if part == DIRECT:
-        direct_argmax(logits, size)
+        direct_argmax(logits, case)
     else:
-        whole_image(predictors, image, size, Clock())
+        whole_image(predictors, image, case, Clock())
     return round(_status("VmHWM") - before, 1)
 
 

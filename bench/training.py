@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import cycle
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
@@ -16,16 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.parts import measure_parts
-from bench.project import HEADS, Project, Size, make
+from bench.parts import TAU, measure_parts
+from bench.project import Setting, Size, opened, project_options
 from bench.timing import Timing, machine, ratios, show, side_by_side
 from cache.ahead import ahead
 from cache.backbone import facts, load_backbone
-from cache.features import Features
-from cache.graphs import Graphs
 from cache.images import read_tile
 from cache.index import read_index
-from cache.params import Params
 from pipeline import features as vit
 from pipeline.device import choose_device
 from pipeline.features import Backbone, block_numbers, downsample
@@ -33,32 +28,15 @@ from pipeline.graph import block_diagonal, feature_graph, kernel, pixel_edges, t
 from pipeline.knn import nearest, neighbour_count
 from pipeline.objective import default_beta
 from pipeline.training import Batch, optimiser, tensor_cores, train_step
-from stages.train import READERS, batches, build_head, load_batch
-
-ENDLESS = 1_000_000  # epochs, more than are measured
+from stages.train import READERS, batches, build_head
 
 
 @click.command()
-@click.option("--head", default="both", type=click.Choice([*HEADS, "both"]), help="Whose head.")
-@click.option("--model", default=Size().model, show_default=True, help="timm ViT, random weights.")
-@click.option("--side", default=420, show_default=True, help="Of the square images, px.")
-@click.option("--images", default=16, show_default=True, help="In a batch.")
-@click.option("--batches", "number", default=2, show_default=True, help="In the cache.")
-@click.option("--clusters", default=256, show_default=True, help="K.")
+@project_options
+@click.option("--batches", default=2, show_default=True, help="In the cache.")
 @click.option("--repeats", default=5, show_default=True, help="Timed runs of each case.")
 @click.option("--steps", default=10, show_default=True, help="In a row, to see the waiting.")
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
-def main(
-    head: str,
-    model: str,
-    side: int,
-    images: int,
-    number: int,
-    clusters: int,
-    repeats: int,
-    steps: int,
-    device: str,
-) -> None:
+def main(size: Size, heads: list[str], repeats: int, steps: int) -> None:
     """Time a training step on the cache and the same step online, side by side.
 
     The online step reads and decodes JPEG images (ahead, as the cached step reads the cache), runs
@@ -66,41 +44,14 @@ def main(
     trains the head. Then the parts of the head's step, against what the arithmetic or the memory
     alone would take at the rates found in the same run.
     """
-    hardware = choose_device(device)
-    names = list(HEADS) if head == "both" else [head]
+    about = {**machine(choose_device(size.device)), **size._asdict()}
     steps_table, parts_table = [], []
-    with tempfile.TemporaryDirectory() as folder, tensor_cores():
-        project = make(Path(folder), Size(model, side, images, number, clusters, device))
-        with Graphs(project.graph) as graphs:
-            for name in names:
-                setting = open_setting(project, graphs, HEADS[name], hardware)
-                steps_table += [{"head": name, **row} for row in _steps(setting, repeats, steps)]
-                parts_table += [{"head": name, **row} for row in _parts(setting, repeats)]
-    size = {"images": images, "side": side, "clusters": clusters, "model": model}
-    show("training", {**machine(hardware), **size}, steps_table)
-    show("training parts", {**machine(hardware), **size}, parts_table)
-
-
-class Setting(NamedTuple):
-    """All that the steps need."""
-
-    project: Project
-    chosen: Params
-    features: Features
-    graphs: Graphs
-    device: torch.device
-
-
-def open_setting(
-    project: Project,
-    graphs: Graphs,
-    head: dict[str, Any],
-    device: torch.device,
-    epochs: int = ENDLESS,
-) -> Setting:
-    """Open a project's cache for training a head of these choices."""
-    chosen = project.choices({"head": head, "train": {"epochs": epochs}})
-    return Setting(project, chosen, Features.open(project.features), graphs, device)
+    with tensor_cores(), opened(size, heads) as settings:
+        for name, setting in settings.items():
+            steps_table += [{"head": name, **row} for row in _steps(setting, repeats, steps)]
+            parts_table += [{"head": name, **row} for row in _parts(setting, repeats)]
+    show("training", about, steps_table)
+    show("training parts", about, parts_table)
 
 
 def _steps(setting: Setting, repeats: int, steps: int) -> Iterator[dict[str, Any]]:
@@ -118,7 +69,7 @@ def _steps(setting: Setting, repeats: int, steps: int) -> Iterator[dict[str, Any
             "ViT": lambda: online.tokens(pixels),
             "graphs and kernel": lambda: online.kernel(tokens, pixels),
             "head": lambda: step(batch),
-            "load from the cache": lambda: load_batch(*setting[1:4], 0, 0),
+            "load from the cache": lambda: setting.load(0, 0),
         }
         seconds = side_by_side(cases, repeats)
         for name, found in seconds.items():
@@ -148,7 +99,7 @@ def _waiting(
 def _parts(setting: Setting, repeats: int) -> list[dict[str, Any]]:
     chosen, device = setting.chosen, setting.device
     head = build_head(chosen, setting.features).to(device).train()
-    batch = load_batch(*setting[1:4], 0, 0).to(device)
+    batch = setting.load(0, 0).to(device)
     return measure_parts(head, batch, scale=chosen.train.scale, repeats=repeats)
 
 
@@ -161,7 +112,7 @@ def trainer(setting: Setting) -> Callable[[Batch], dict[str, float]]:
     beta, scale = default_beta(chosen.clusters), chosen.train.scale
 
     def step(batch: Batch) -> dict[str, float]:
-        return train_step(head, adam, batch, tau=0.7, beta=beta, scale=scale, generator=noise)
+        return train_step(head, adam, batch, tau=TAU, beta=beta, scale=scale, generator=noise)
 
     return step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import timm
@@ -124,6 +126,13 @@ def project(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EIGENSEG_TRACEBACK", raising=False)
     return Project(tmp_path, weights)
+
+
+def tables(command: click.Command, *options: str) -> list[dict]:
+    """What a measuring command prints as JSON: one object for each of its tables."""
+    result = CliRunner().invoke(command, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{"')]
 
 
 def tree_bytes(folder: Path) -> dict[str, str]:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
-from click.testing import CliRunner
 
 from bench import extraction, reading
+from tests.conftest import tables
 
 
-def rows_of(command: click.Command, *arguments: str) -> dict[str, dict]:
-    """The rows of a command's JSON line by case."""
-    result = CliRunner().invoke(command, list(arguments))
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.output.splitlines()[-1])
-    assert found["numpy"] and found["processor"]
-    return {row["case"]: row for row in found["rows"]}
+def cases(command: click.Command, *options: str) -> dict[str, dict]:
+    """The rows of a command's table by case."""
+    (table,) = tables(command, *options)
+    assert table["numpy"] and table["processor"]
+    return {row["case"]: row for row in table["rows"]}
 
 
 def test_reading_compares_the_cache_with_a_memory_map(tmp_path: Path) -> None:
     sizes = ["--tiles", "6", "--grid", "4", "--channels", "64", "--batch", "3"]
-    rows = rows_of(
+    rows = cases(
         reading.main, *sizes, "--shard-tokens", "32", "--repeats", "2", "--writes", "1",
         "--folder", str(tmp_path),
     )  # fmt: skip
@@ -35,7 +32,7 @@ def test_reading_compares_the_cache_with_a_memory_map(tmp_path: Path) -> None:
 
 
 def test_extraction_is_compared_with_the_bare_model(weights: Path) -> None:
-    rows = rows_of(
+    rows = cases(
         extraction.main, "--model", "test_vit", "--weights", str(weights), "--count", "3",
         "--short-side", "96", "--batch", "2", "--repeats", "1", "--device", "cpu",
     )  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,18 +13,11 @@ import click
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 
 from bench import cluster, memory, segmentation
 from bench.drawn import make_project
 from cache import params
-
-
-def printed(command: click.Command, *options: str) -> list[dict]:
-    """The rows of the JSON line of a command."""
-    result = CliRunner().invoke(command, options, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.output.splitlines()[-1])["rows"]
+from tests.conftest import tables
 
 
 def test_peak_memory_is_that_of_the_process_alone(tmp_path: Path) -> None:
@@ -47,7 +41,7 @@ def test_a_stage_that_grows_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(memory, "peak_megabytes", peak)
     size = ("--images", "4", "--height", "20", "--width", "30")
-    rows = {row["stage"]: row for row in printed(memory.main, *size)}
+    rows = {row["stage"]: row for row in tables(memory.main, *size)[0]["rows"]}
     assert list(rows) == list(memory.STAGES)
     assert (rows["graph"]["1x, MB"], rows["graph"]["16x, MB"]) == (104, 164)
     assert rows["graph"][""] == "grows" and rows["graph"]["imports, MB"] == 50
@@ -84,7 +78,8 @@ def test_the_cluster_bench_compares_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cluster, "_with_a_loss", loss)
     size = ("--images", "8", "--height", "48", "--width", "64", "--repeats", "1")
     settings = ("-S", "extract.short_side=48", "-S", "clusters=4", "-S", "graph.k=5")
-    rows = printed(cluster.main, *size, *settings)
+    (table,) = tables(cluster.main, *size, *settings)
+    rows = table["rows"]
     assert [row["case"] for row in rows[:4]] == ["sync", cluster.ONE, cluster.TWO, cluster.LOST]
     equal = {(row["stage"], row["case"]): row["bytes as sync"] for row in rows}
     assert not equal.pop(("graph", cluster.LOST))
@@ -93,20 +88,54 @@ def test_the_cluster_bench_compares_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     assert one["speed-up over 1 worker"] == [1, 1, 1]
 
 
+@contextmanager
+def sleeper() -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_victim_is_killed_while_the_block_runs() -> None:
+    with sleeper() as victim, cluster.killed(victim, lambda: True):
+        assert victim.wait(10) == -signal.SIGKILL
+
+
+def raising() -> bool:
+    raise OSError("no such folder")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("when", [lambda: False, raising])
+def test_a_run_without_a_kill_is_none_with_a_loss(when: Callable[[], bool]) -> None:
+    text = r"must be killed while the stage runs, found it alive: .* \(--images\)"
+    with sleeper() as victim, pytest.raises(RuntimeError, match=text), cluster.killed(victim, when):
+        pass
+    text = "found it ended with -15"
+    with sleeper() as victim, pytest.raises(RuntimeError, match=text), cluster.killed(victim, when):
+        victim.terminate()
+        victim.wait()
+
+
 def test_the_segmentation_bench_finds_the_pixels_of_the_direct_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(segmentation, "measured", lambda size, part: 1.0)
+    monkeypatch.setattr(segmentation, "measured", lambda case, part: 1.0)
     size = ("--height", "64", "--width", "96", "--patch", "8", "--clusters", "9")
-    rows = printed(segmentation.main, *size, "--channels", "64", "--repeats", "2")
-    by_part = {row["part"]: row for row in rows}
-    assert by_part[segmentation.DIRECT]["pixels equal"] > 0.999
-    shares = [row["share"][0] for row in rows if row.get("share")]
-    assert len(shares) == 8 and 0.9 < sum(shares) < 1.1
+    (table,) = tables(segmentation.main, *size, "--channels", "64", "--repeats", "1")
+    rows = {row["part"]: row for row in table["rows"]}
+    assert rows[segmentation.DIRECT]["pixels equal"] > 0.999
+    shares = {part: row["share"][0] for part, row in rows.items() if row.get("share")}
+    within = {part for part in shares if part.startswith(segmentation.WITHIN)}
+    assert len(shares) == 9 and len(within) == 2
+    # One run, so the shares are exact; what is within a part is not counted again.
+    assert sum(shares[part] for part in set(shares) - within) == pytest.approx(1)
 
 
 def test_direct_interpolation_holds_all_maps() -> None:
-    size = segmentation.Size(512, 512, 16, 64, 64, torch.device("cpu"))
+    case = segmentation.Case(512, 512, 16, 64, 64, torch.device("cpu"))
     maps = 64 * 512 * 512 * 4 / 1e6
-    assert segmentation.growth(size, segmentation.DIRECT) > 0.9 * maps
-    assert segmentation.growth(size, "segmentation and evaluation") < maps
+    assert segmentation.growth(case, segmentation.DIRECT) > 0.9 * maps
+    assert segmentation.growth(case, "segmentation and evaluation") < maps

@@ -14,30 +14,27 @@ from click.testing import CliRunner
 
 from bench import gpu, pascal, training
 from bench.parts import head_parts, measure_parts
-from bench.project import HEADS, Size, make
-from bench.training import Online, Setting, open_setting
+from bench.project import HEADS, Setting, Size, make, open_setting
+from bench.training import Online
 from cache.graphs import Graphs
-from stages.train import batches, build_head, load_batch
-from tests.conftest import Project
+from stages.train import batches, build_head
+from tests.conftest import Project, tables
 
-TINY = ["--model", "test_vit", "--side", "96", "--images", "2", "--clusters", "4"]
+SIZE = Size("test_vit", side=96, images=2, batches=3, clusters=4, device="cpu")
+TINY = [f"--{name}={value}" for name, value in SIZE._asdict().items() if name != "batches"]
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     """A project of three batches of two images, for the paper's head and four epochs."""
-    project = make(tmp_path_factory.mktemp("project"), Size("test_vit", 96, 2, 3, 4, "cpu"))
+    project = make(tmp_path_factory.mktemp("project"), SIZE)
     with Graphs(project.graph) as graphs:
-        yield open_setting(project, graphs, HEADS["paper"], CPU, epochs=4)
-
-
-def tables(output: str) -> list[dict]:
-    return [json.loads(line) for line in output.splitlines() if line.startswith('{"bench"')]
+        yield open_setting(project, graphs, "paper", epochs=4)
 
 
 def test_the_online_batch_is_the_cached_one(setting: Setting) -> None:
-    cached = load_batch(*setting[1:4], 0, 0)
+    cached = setting.load(0, 0)
     online = Online(setting)
     tiles = setting.graphs.group(0, 0).tiles
     online.paths = [online.paths[image] for image in setting.features.tiles["image"][tiles]]
@@ -51,16 +48,15 @@ def test_the_online_batch_is_the_cached_one(setting: Setting) -> None:
 
 
 def test_batches_come_in_the_order_of_seed_and_epoch(setting: Setting) -> None:
-    chosen, features, graphs = setting[1:4]
-    loaded = list(batches(chosen, features, graphs, 2, CPU))
+    loaded = list(batches(setting.chosen, setting.features, setting.graphs, 2, CPU))
     order = [
         int(group)
         for epoch in (2, 3)
-        for group in np.random.default_rng([chosen.seed, epoch]).permutation(3)
+        for group in np.random.default_rng([setting.chosen.seed, epoch]).permutation(3)
     ]
     assert len(loaded) == len(order) == 6
     for (batch, waited), group in zip(loaded, order, strict=True):
-        expected = load_batch(chosen, features, graphs, 0, group)
+        expected = setting.load(0, group)
         assert torch.equal(batch.tokens, expected.tokens.float())
         assert torch.equal(batch.kappa.values(), expected.kappa.values())
         assert waited >= 0
@@ -69,7 +65,7 @@ def test_batches_come_in_the_order_of_seed_and_epoch(setting: Setting) -> None:
 def test_the_parts_are_counted_and_leave_the_head_alone(setting: Setting) -> None:
     head = build_head(setting.chosen, setting.features).train()
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    batch = load_batch(*setting[1:4], 0, 0).to(CPU)
+    batch = setting.load(0, 0).to(CPU)
     rows = {row["part"]: row for row in measure_parts(head, batch, scale=0.01, repeats=1)}
     n, width, hidden, clusters = len(batch.tokens), head.width, 576, 4
     # A linear layer takes one product forward and two backward, of 2 FLOP for each weight and row.
@@ -89,18 +85,15 @@ def test_the_parts_are_counted_and_leave_the_head_alone(setting: Setting) -> Non
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_parts_together_are_the_head(setting: Setting, name: str) -> None:
-    setting = open_setting(setting.project, setting.graphs, HEADS[name], CPU)
+    setting = open_setting(setting.project, setting.graphs, name)
     head = build_head(setting.chosen, setting.features)
-    batch = load_batch(*setting[1:4], 0, 0).to(CPU)
+    batch = setting.load(0, 0).to(CPU)
     *_, last = head_parts(head, batch)
     torch.testing.assert_close(last.forward.run(), head(batch.tokens, batch.sizes)[1])
 
 
 def test_training_prints_both_heads_and_their_parts() -> None:
-    arguments = [*TINY, "--repeats", "1", "--steps", "2", "--device", "cpu"]
-    result = CliRunner().invoke(training.main, arguments)
-    assert result.exit_code == 0, result.output
-    steps, parts = tables(result.stdout)
+    steps, parts = tables(training.main, *TINY, "--repeats", "1", "--steps", "2")
     assert [row["head"] for row in steps["rows"]] == ["default"] * 7 + ["paper"] * 7
     cached = [row for row in steps["rows"] if row["what"] == "cached step"]
     assert all(row["to the cached step"] == [1, 1, 1] for row in cached)
@@ -110,24 +103,25 @@ def test_training_prints_both_heads_and_their_parts() -> None:
 
 
 def test_a_run_that_takes_too_long_is_extrapolated() -> None:
-    arguments = [*TINY, "--head", "default", "--batches", "2", "--device", "cpu"]
-    result = CliRunner().invoke(pascal.main, [*arguments, "--steps", "600", "--seconds", "0"])
-    assert result.exit_code == 0, result.output
-    (row,) = tables(result.stdout)[0]["rows"]
-    assert row["steps"] == 1
+    options = [*TINY, "--head", "default", "--batches", "2"]
+    (table,) = tables(pascal.main, *options, "--steps", "600", "--seconds", "0")
+    (row,) = table["rows"]
+    assert (table["batches"], row["steps"]) == (2, 1)
     assert row["minutes of all steps"] == pytest.approx(row["seconds"] * 600 / 60)
-    result = CliRunner().invoke(pascal.main, [*arguments, "--steps", "5"])
-    (row,) = tables(result.stdout)[0]["rows"]
-    assert row["steps"] == 5
+    (table,) = tables(pascal.main, *options, "--steps", "5")
+    assert table["rows"][0]["steps"] == 5
 
 
 def test_one_device_agrees_with_itself(tmp_path: Path) -> None:
     out = tmp_path / "gpu.jsonl"
     arguments = ["--tiny", "--device", "cpu", "--only", "agreement,pascal", "--out", str(out)]
-    result = CliRunner().invoke(gpu.main, [*arguments, "--steps", "3"])
-    assert result.exit_code == 0, result.output
-    agreement, run = tables(out.read_text())
-    assert run["bench"] == "pascal"
+    *shown, parts = tables(gpu.main, *arguments, "--steps", "3")
+    assert shown == [json.loads(line) for line in out.read_text().splitlines()]
+    agreement, run = shown
+    assert (run["bench"], [row["part"] for row in parts["rows"]]) == (
+        "pascal",
+        ["agreement", "pascal"],
+    )
     neighbours, *heads = agreement["rows"]
     assert neighbours["recall"] == 1
     assert len(heads) == 4
@@ -148,7 +142,8 @@ def test_a_part_that_fails_does_not_stop_the_others(
     result = CliRunner().invoke(gpu.main, arguments)
     assert result.exit_code == 1
     assert "not measured: step" in result.output
-    assert [table["bench"] for table in tables(out.read_text())] == ["pascal"]
+    (line,) = out.read_text().splitlines()
+    assert json.loads(line)["bench"] == "pascal"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

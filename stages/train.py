@@ -22,7 +22,7 @@ from cache.features import Features
 from cache.graphs import Graphs, GroupGraph
 from cache.progress import bar, track
 from pipeline import kmeans
-from pipeline.device import choose_device
+from pipeline.device import choose_device, return_large_arrays
 from pipeline.graph import block_diagonal, kernel, restrict, to_torch
 from pipeline.head import Head, initialise
 from pipeline.objective import default_beta, learning_rate, temperature
@@ -45,6 +45,7 @@ def main(params_path: str, features_path: str, graph_path: str, out: str, curve:
     K-means on the features F and on the head's features, a manifest) and results/curve.csv.
     Interrupted, it goes on from the last finished epoch.
     """
+    return_large_arrays()
     chosen = params.load(params_path)
     features = Features.open(features_path)
     with Graphs(graph_path) as graphs:

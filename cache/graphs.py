@@ -130,15 +130,10 @@ class Graphs(parts.Assembled):
     """
 
     stage = "graph"
+    format = FORMAT
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        if self.manifest.get("format") != FORMAT:
-            self._file.close()
-            raise InputError(
-                f"{path} has format {self.manifest.get('format', 1)}, this version reads {FORMAT}: "
-                "run `eigenseg graph` (or `dvc repro graph`) again."
-            )
         self._where: dict[int, tuple[str, int, int, int, int]] = {}
         for name in self.node("pixels"):
             group = self.node(f"pixels/{name}")

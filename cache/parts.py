@@ -132,14 +132,22 @@ class Assembled:
 
     Attributes:
         stage: the stage that writes the file.
+        format: the version of its layout, which its manifest must name.
         manifest: what the file was made from.
     """
 
     stage: ClassVar[str]
+    format: ClassVar[int]
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file, self.manifest = open_complete(path, self.stage)
+        if self.manifest.get("format") != self.format:
+            self._file.close()
+            raise InputError(
+                f"{path} has format {self.manifest.get('format')}, this version reads "
+                f"{self.format}: run `eigenseg {self.stage}` (or `dvc repro {self.stage}`) again."
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from cache import parts
-from cache.errors import InputError
 
 FORMAT = 1
 PREDICTORS = ("ours", "ours_kmeans", "kmeans")
@@ -57,15 +56,7 @@ class Segments(parts.Assembled):
     """
 
     stage = "segment"
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
-        if self.manifest.get("format") != FORMAT:
-            self._file.close()
-            raise InputError(
-                f"{path} has format {self.manifest.get('format')}, this version reads {FORMAT}: "
-                "run `eigenseg segment` (or `dvc repro segment`) again."
-            )
+    format = FORMAT
 
     @property
     def clusters(self) -> dict[str, int]:

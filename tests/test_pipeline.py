@@ -112,6 +112,14 @@ def test_group_graph_equals_brute_force(project: Project) -> None:
     assert np.array_equal(found, found.T)
 
 
+def test_a_graph_of_another_version_is_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.ok("prepare", "extract", "graph")
+    monkeypatch.setattr(Graphs, "format", 3)
+    project.fails("train", "data/graph.h5 has format 2", "dvc repro graph")
+
+
 @pytest.mark.parametrize(
     ("stage", "out", "pattern", "count"),
     [

@@ -137,5 +137,6 @@ def test_the_segmentation_bench_finds_the_pixels_of_the_direct_way(
 def test_direct_interpolation_holds_all_maps() -> None:
     case = segmentation.Case(512, 512, 16, 64, 64, torch.device("cpu"))
     maps = 64 * 512 * 512 * 4 / 1e6
-    assert segmentation.growth(case, segmentation.DIRECT) > 0.9 * maps
-    assert segmentation.growth(case, "segmentation and evaluation") < maps
+    # Each in a process of its own: what this one has freed before would hide the growth.
+    assert segmentation.measured(case, segmentation.DIRECT) > 0.9 * maps
+    assert segmentation.measured(case, "segmentation and evaluation") < maps

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cache.artefact import read_json, write_json
+from cache.artefact import read_json, write_bytes, write_json
 from cache.errors import InputError
 
 FORMAT = 1
@@ -164,13 +163,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> s
     }
     text = json.dumps(meta)
     digest = _digest(stored, text)
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "wb") as file:
-        # One key only: safetensors writes several in random order, and bytes must not vary.
-        file.write(save(stored, {"facts": json.dumps({"meta": text, "sha256": digest})}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    # One key only: safetensors writes several in random order, and bytes must not vary.
+    write_bytes(path, save(stored, {"facts": json.dumps({"meta": text, "sha256": digest})}))
     return digest
 
 

@@ -20,7 +20,7 @@ from cache.graphs import Graphs
 from pipeline.device import choose_device
 from pipeline.training import Batch
 from stages import extract, graph, prepare
-from stages.train import load_batch
+from stages.train import load_batch, with_context
 
 HEADS = {
     "default": (),
@@ -120,7 +120,8 @@ def open_setting(project: Project, graphs: Graphs, head: str, epochs: int = ENDL
     change_params(project.folder / "params.yaml", changed, settings)
     chosen = params.load(changed)
     device = choose_device(chosen.compute.device)
-    return Setting(project, chosen, Features.open(project.features), graphs, device)
+    features = with_context(Features.open(project.features), graphs)
+    return Setting(project, chosen, features, graphs, device)
 
 
 def make(folder: Path, size: Size) -> Project:

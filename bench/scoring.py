@@ -1,18 +1,28 @@
-"""What the measuring commands share: labelled tiles, scores at full resolution, mean and spread."""
+"""What the opponents share: tokens to fit on, labelled tiles, scores over seeds."""
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import click
 import numpy as np
+import torch
 
 from cache import params
 from cache.features import Features
 from cache.index import read_index
 from cache.labels import read_label, read_labels
-from pipeline.evaluation import count
+from pipeline import kmeans
+from pipeline.evaluation import MATCHINGS, confusion, count
+from pipeline.evaluation import scores as scores_of
+from pipeline.upsampling import upsample_argmax
+
+MATCHED = ("majority_iou", "hungarian")
+
+Scores = dict[str, tuple[float, float]]  # mIoU and accuracy in percent, by matching
 
 
 class Labelled(NamedTuple):
@@ -24,7 +34,7 @@ class Labelled(NamedTuple):
 
 
 def labelled(
-    chosen: params.Params, features: Features, levels: Sequence[str], split: str
+    chosen: params.Params, features: Features, levels: Sequence[int | str], split: str
 ) -> Iterator[Labelled]:
     """The labelled images of a split, their levels joined."""
     rows = read_index("data/index.csv")
@@ -38,6 +48,50 @@ def labelled(
             yield Labelled(tokens, grid, read_label(truth[row.id].path))
 
 
+def balanced(tokens: np.ndarray, channels: Sequence[int]) -> np.ndarray:
+    """Levels of equal weight: each one's rows get length 1; a level alone stays as it is.
+
+    Blocks differ in scale, and in the joined tokens the largest would decide alone.
+
+    Args:
+        tokens: float16 ``(n, sum of channels)``, levels side by side.
+        channels: of each level.
+
+    Returns:
+        float32, of the same shape.
+    """
+    values = tokens.astype(np.float32)
+    if len(channels) == 1:
+        return values
+    levels = np.split(values, np.cumsum(channels)[:-1], axis=1)
+    return np.concatenate([kmeans.unit_rows(level) for level in levels], axis=1)
+
+
+def sample(
+    features: Features, levels: Sequence[str], split: str, wanted: int, seed: int
+) -> np.ndarray:
+    """Tokens of so many patches of a split, drawn as training draws them, `balanced`."""
+    tiles = features.tiles_of(split)
+    plan = kmeans.sample_plan(features.sizes(tiles), wanted, np.random.default_rng([seed, 1]))
+    tokens = [features.batch(levels, [t])[rows] for t, rows in zip(tiles, plan, strict=True)]
+    return balanced(np.concatenate(tokens), [features.channels(level) for level in levels])
+
+
+def enlarge(
+    scores: np.ndarray, grid: tuple[int, int], size: tuple[int, int], nearest: bool = False
+) -> np.ndarray:
+    """Cluster ids at the pixels: scores ``(patches, K)`` of a grid -> integers of the size.
+
+    Scores are interpolated, then the greatest wins; with `nearest` a pixel takes its patch's id.
+    """
+    maps = torch.from_numpy(scores).T.reshape(-1, *grid)
+    if nearest:
+        ids = maps.argmax(dim=0)[None, None].float()
+        large = torch.nn.functional.interpolate(ids, size, mode="nearest")
+        return large[0, 0].long().numpy()
+    return upsample_argmax(maps, *size)
+
+
 def count_table(
     items: Iterable[Labelled], predict: Callable[[Labelled], np.ndarray], k: int, classes: int
 ) -> np.ndarray:
@@ -46,6 +100,25 @@ def count_table(
     for item in items:
         table += count(predict(item).ravel().astype(np.int64), item.label.ravel(), k, classes)
     return table
+
+
+def score(
+    items: Iterable[Labelled], predict: Callable[[Labelled], np.ndarray], k: int, classes: int
+) -> Scores:
+    """Score clusters, mapped to classes by an oracle; the arguments are those of `count_table`."""
+    counts = count_table(items, predict, k, classes)
+    found = {name: scores_of(confusion(counts, MATCHINGS[name](counts))) for name in MATCHED}
+    return {name: (values.miou, values.accuracy) for name, values in found.items()}
+
+
+def show_scores(setting: Mapping[str, Any], seeds: Sequence[Scores]) -> None:
+    """Print mean and spread over the seeds, then the setting and all values as a line of JSON."""
+    click.echo(f"{dict(setting)}")
+    found = {name: [scores[name] for scores in seeds] for name in MATCHED}
+    for name, values in found.items():
+        columns = (spread(column) for column in zip(*values, strict=True))
+        click.echo(f"  {name}: " + " / ".join(columns))
+    click.echo(json.dumps({**setting, **found}))
 
 
 def spread(values: Sequence[float]) -> str:

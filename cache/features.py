@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import zarr
@@ -156,6 +157,21 @@ def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -
     write_json(folder / "manifest.json", {"format": FORMAT, **manifest})
 
 
+class Derived(NamedTuple):
+    """A level that is not stored but made of stored ones, tile by tile.
+
+    Attributes:
+        levels: the stored levels.
+        channels: C of the result.
+        make: from the tokens of each level ``(patches, C_l)`` and the rows and columns of the
+            tile's grid to float16 ``(patches, C)``.
+    """
+
+    levels: Sequence[int | str]
+    channels: int
+    make: Callable[[list[np.ndarray], int, int], np.ndarray]
+
+
 class Features:
     """A complete feature cache, opened for reading.
 
@@ -170,6 +186,7 @@ class Features:
         self.path = path
         self.manifest = manifest
         self.tiles = tiles
+        self._derived: dict[str, Derived] = {}
         self._arrays = {name: Shards(path, name) for name in (*manifest["channels"], "rgb")}
         self._scales = {
             name: Shards(path, _scale(name))
@@ -202,6 +219,14 @@ class Features:
         except Exception as error:  # zarr raises many types for a broken store
             raise InputError(f"the feature cache {path} is damaged ({error}): {way_out}") from error
 
+    def using(self, name: str, derived: Derived) -> Self:
+        """The same cache with one more level, made on the fly whenever it is read."""
+        for level in derived.levels:
+            self.array(level)
+        other = copy(self)
+        other._derived = {**self._derived, name: derived}
+        return other
+
     def array(self, level: int | str) -> str:
         """Name of the array that holds a level.
 
@@ -218,7 +243,13 @@ class Features:
         return levels[str(level)]
 
     def channels(self, level: int | str) -> int:
-        """C of a level."""
+        """C of a level.
+
+        Raises:
+            InputError: the cache does not hold that level.
+        """
+        if level in self._derived:
+            return self._derived[str(level)].channels
         return self.manifest["channels"][self.array(level)]
 
     def tiles_of(self, split: str) -> np.ndarray:
@@ -250,7 +281,21 @@ class Features:
 
     def batch(self, levels: Sequence[int | str], tiles: Sequence[int] | np.ndarray) -> np.ndarray:
         """Tokens of some tiles: float16 ``(patches, C)``, tile after tile, levels side by side."""
-        return self._read([self.array(level) for level in levels], tiles)
+        if not self._derived.keys() & set(levels):
+            return self._read([self.array(level) for level in levels], tiles)
+        return np.concatenate([
+            np.concatenate([self._tokens(level, tile) for level in levels], axis=1)
+            for tile in tiles
+        ])  # fmt: skip
+
+    def _tokens(self, level: int | str, tile: int) -> np.ndarray:
+        """Tokens of one level and tile, stored or derived."""
+        if level not in self._derived:
+            return self._read([self.array(level)], [tile])
+        levels, _, make = self._derived[str(level)]
+        row = self.tiles[tile]
+        stored = [self._read([self.array(level)], [tile]) for level in levels]
+        return make(stored, int(row["grid_h"]), int(row["grid_w"]))
 
     def rgb(self, tile: int) -> np.ndarray:
         """Colours at the patch grid: float32 ``(patches, 3)`` in [0, 1]."""

@@ -4,14 +4,14 @@
 searched one by one, their symmetric feature graph in CSR form. Where the whole split was searched,
 ``/edges/<block>`` holds the rows of its one feature graph, in CSR form, for a run of patches; the
 patches are numbered through in the order of ``/tiles/ids``. ``/pixels/<part>`` holds the pixel
-graphs of a run of tiles.
+graphs of a run of tiles, ``/context`` what puts tokens into context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from cache import parts
 from cache.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Csr(NamedTuple):
@@ -59,6 +59,20 @@ def write_groups(folder: Path, name: str, groups: Mapping[tuple[int, int], np.nd
         for (round_, number), tiles in groups.items():
             group = file.create_group(f"groups/{round_}/{number}")
             parts.dataset(group, "tiles", np.asarray(tiles, np.int64))
+
+
+def write_context(folder: Path, name: str, context: Mapping[str, Any]) -> None:
+    """Write the arrays and scalars that put tokens into context, as a part."""
+    with parts.write_part(folder, name) as file:
+        group = file.create_group("context")
+        for field, value in context.items():
+            parts.dataset(group, field, np.asarray(value))
+
+
+def read_context(folder: Path, name: str) -> dict[str, Any]:
+    """What a part of `write_context` holds."""
+    with parts.read_part(folder, name) as file:
+        return {field: parts.read(stored) for field, stored in file["context"].items()}
 
 
 def write_edges(folder: Path, name: str, block: int, csr: Csr) -> None:
@@ -188,6 +202,10 @@ class Graphs(parts.Assembled):
             parts.read(node["columns"], first, last),
             parts.read(node["weights"], first, last).astype(np.float32),
         )
+
+    def context(self) -> dict[str, Any]:
+        """The arrays and scalars that put tokens into context, by name."""
+        return {field: parts.read(stored) for field, stored in self.node("context").items()}
 
     def pixel_graph(self, tile: int) -> tuple[np.ndarray, np.ndarray]:
         """The pixel graph of one tile in CSR form: indptr and indices inside the tile."""

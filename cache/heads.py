@@ -37,7 +37,8 @@ def save_head(
 
     Args:
         state: the head's ``state_dict``.
-        kmeans: by name, the arrays and scalars of each K-means.
+        kmeans: by name, the arrays and scalars of what was fitted beside the head: each K-means,
+            and what puts tokens into context.
         manifest: JSON-able; ``format`` and ``sha256`` (of either file's tensors) are added.
     """
     folder = Path(folder)

@@ -13,8 +13,9 @@ from cache.errors import InputError
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Level = Literal["first", "middle", "last", "keys"] | Annotated[int, Field(ge=0)]
-Block = Literal["first", "middle", "last"] | Annotated[int, Field(ge=0)]
+Block = Literal["first", "middle", "late", "last"] | Annotated[int, Field(ge=0)]
+Stored = Literal["keys"] | Block
+Level = Literal["context"] | Stored
 
 
 class _Section(BaseModel):
@@ -73,6 +74,23 @@ class PixelGraphParams(_Section):
     weight: Annotated[float, Field(ge=0)]
 
 
+class ContextParams(_Section):
+    levels: Annotated[list[Stored], Field(min_length=1)]
+    weights: Annotated[list[Positive], Field(min_length=1)]
+    components: Count
+    patches: Count
+    temperature: Positive
+    reach: Positive
+
+    @model_validator(mode="after")
+    def _weighted(self) -> ContextParams:
+        if len(self.weights) != len(self.levels):
+            raise ValueError(
+                f"weights ({len(self.weights)}) must be as many as levels ({len(self.levels)})"
+            )
+        return self
+
+
 class GraphParams(_Section):
     level: Level
     scope: Literal["group", "dataset"]
@@ -101,9 +119,12 @@ class HeadParams(_Section):
     head_dim: Count
     mlp_hidden: Count
     level_norm: bool
+    orthogonal: bool
 
 
 class TrainParams(_Section):
+    start: Literal["kmeans", "random"]
+    start_scale: Positive
     epochs: Count
     lr: Positive
     lr_end: Annotated[float, Field(ge=0)]
@@ -146,6 +167,7 @@ class Params(_Section):
     scenes: ScenesParams
     backbones: dict[str, BackboneParams]
     extract: ExtractParams
+    context: ContextParams
     graph: GraphParams
     head: HeadParams
     train: TrainParams
@@ -162,6 +184,18 @@ class Params(_Section):
                     f"{key}: {getattr(self, key)!r} is not one of {', '.join(names)} "
                     f"(the entries of `{key}s`)"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _able_to_start(self) -> Params:
+        head = self.head
+        changed = head.width is not None or head.level_norm or head.orthogonal
+        if self.train.start == "kmeans" and changed:
+            raise ValueError(
+                "train.start: a head that starts from K-means takes its tokens as they are: set "
+                "head.width to null, head.level_norm and head.orthogonal to false, or train.start "
+                "to random"
+            )
         return self
 
     @property

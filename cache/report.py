@@ -42,6 +42,17 @@ class Example(NamedTuple):
     eigenfunctions: list[Picture]
 
 
+class Point(NamedTuple):
+    """One value of a varied parameter: mIoU of every seed, by matching and predictor.
+
+    ``default`` marks the value that params.yaml has.
+    """
+
+    value: str
+    default: bool
+    miou: Mapping[str, Mapping[str, Sequence[float]]]
+
+
 class Page(NamedTuple):
     """All that the page shows; a section without content is left out.
 
@@ -54,6 +65,9 @@ class Page(NamedTuple):
         charts: drawings of the classes.
         chart_note: how to read them.
         curves: drawings of the training.
+        ablations: the points of each varied parameter, by its name.
+        ablation_charts: drawings of them.
+        ablation_note: how to read them.
         legend: class names and their uint8 ``(3,)`` colours.
         gallery_note: how to read the gallery.
         gallery: the images.
@@ -67,6 +81,9 @@ class Page(NamedTuple):
     charts: Sequence[Picture]
     chart_note: str
     curves: Sequence[Picture]
+    ablations: Mapping[str, Sequence[Point]]
+    ablation_charts: Sequence[Picture]
+    ablation_note: str
     legend: Sequence[tuple[str, np.ndarray]]
     gallery_note: str
     gallery: Sequence[Example]
@@ -143,6 +160,31 @@ def iou_chart(ious: Mapping[str, np.ndarray], classes: Sequence[str]) -> bytes:
     return _png(figure)
 
 
+def ablation_chart(points: Sequence[Point], matching: str) -> bytes:
+    """Draw the mIoU against the values of one parameter as PNG: each seed a dot, lines the means.
+
+    Values stand at equal distances, for most are chosen in ratios and some are no numbers. The
+    default one is shaded.
+    """
+    figure, axes = _chart(4.2, 2.9)
+    places = range(len(points))
+    for name, fill in zip(points[0].miou[matching], cycle(_FILLS), strict=False):
+        seeds = [point.miou[matching][name] for point in points]
+        axes.plot(
+            places, [np.mean(values) for values in seeds], color=fill, linewidth=1.4, label=name
+        )
+        repeated = np.repeat(places, [len(values) for values in seeds])
+        axes.scatter(repeated, np.concatenate(seeds), 12, color=fill, alpha=0.6, linewidths=0)
+    for place in (i for i, point in enumerate(points) if point.default):
+        axes.axvspan(place - 0.15, place + 0.15, color="#000000", alpha=0.07, linewidth=0)
+    axes.set_xticks(places, [point.value for point in points], fontsize=8)
+    axes.set_xlim(-0.5, len(points) - 0.5)
+    axes.set_ylabel("mIoU, %")
+    axes.grid(axis="y", alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    return _png(figure)
+
+
 def _chart(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
@@ -177,6 +219,7 @@ def write_report(out: str | Path, page: Page) -> None:
 def _pictures(page: Page) -> Iterable[Picture]:
     yield from page.charts
     yield from page.curves
+    yield from page.ablation_charts
     for example in page.gallery:
         yield from example.maps
         yield from example.eigenfunctions
@@ -189,6 +232,7 @@ def _html(page: Page) -> str:
     )
     scores = _table(page.metrics, page.origins) + _paragraphs(page.score_notes)
     charts = _grid("charts", page.charts)
+    ablations = _grid("panels", page.ablation_charts) + _ablation_table(page.ablations)
     gallery = "".join(
         f"<h3>{escape(example.title)}</h3>"
         + _grid("maps", example.maps)
@@ -200,6 +244,7 @@ def _html(page: Page) -> str:
         _section("Gallery", _paragraphs([page.gallery_note]) + _legend(page.legend) + gallery),
         _section("Classes", _paragraphs([page.chart_note]) + charts) if charts else "",
         _section("Training", _grid("curves", page.curves)),
+        _section("Ablations", _paragraphs([page.ablation_note]) + ablations) if ablations else "",
     ]
     template = Template(_TEMPLATE.read_text(encoding="utf-8"))
     return template.substitute(
@@ -280,6 +325,45 @@ def _cells(score: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> str
         f"<td{_class(first=True, best=best[0])}>{score['miou']:.1f}</td>"
         f"<td{_class(best=best[1])}>{score['accuracy']:.1f}</td>"
         f"<td>{score['classes_covered']}</td>"
+    )
+
+
+def _ablation_table(ablations: Mapping[str, Sequence[Point]]) -> str:
+    """Parameters and values down, matchings and predictors across; the best of each is bold."""
+    if not ablations:
+        return ""
+    first = next(iter(ablations.values()))[0].miou
+    groups = "".join(
+        f'<th class="group" colspan="{len(names)}">{escape(matching)}</th>'
+        for matching, names in first.items()
+    )
+    columns = "".join(
+        f"<th{_class(first=not i)}>{escape(name)}</th>"
+        for names in first.values()
+        for i, name in enumerate(names)
+    )
+    rows = "".join(
+        f'<tr{_class(start=not i)}><td class="text">{"" if i else escape(name)}</td>'
+        f'<td class="text">{escape(point.value)}{" (default)" if point.default else ""}</td>'
+        + "".join(map(_means, point.miou.values()))
+        + "</tr>"
+        for name, points in ablations.items()
+        for i, point in enumerate(points)
+    )
+    return (
+        '<div class="scroll"><table><thead><tr><th class="text" rowspan="2">parameter</th>'
+        f'<th class="text" rowspan="2">value</th>{groups}</tr><tr>{columns}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _means(miou: Mapping[str, Sequence[float]]) -> str:
+    """Cells of one matching: the mean of the seeds and, of several, max - min in brackets."""
+    means = [float(np.mean(seeds)) for seeds in miou.values()]
+    spreads = [f" ({np.ptp(seeds):.1f})" if len(seeds) > 1 else "" for seeds in miou.values()]
+    return "".join(
+        f"<td{_class(first=not i, best=mean == max(means))}>{mean:.1f}{spread}</td>"
+        for i, (mean, spread) in enumerate(zip(means, spreads, strict=True))
     )
 
 

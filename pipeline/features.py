@@ -46,7 +46,8 @@ class Levels(NamedTuple):
     def of(cls, names: Iterable[str], normed: Iterable[int], bfloat16: bool) -> Self:
         """What gives the levels of these names: block numbers as text, ``keys``.
 
-        Other names (first, middle, last) are further names of blocks that have their number too.
+        Other names (first, middle, late, last) are further names of blocks that have their number
+        too.
         """
         names = list(names)
         blocks = tuple(int(name) for name in names if name.isdigit())
@@ -54,12 +55,17 @@ class Levels(NamedTuple):
 
 
 def block_numbers(blocks: Sequence[int | str], depth: int) -> list[int]:
-    """Block numbers from 0 for names (first, middle, last) or numbers, sorted, each once.
+    """Block numbers from 0 for names (first, middle, late, last) or numbers, sorted, each once.
 
     Raises:
         ValueError: a number is not a block of this model.
     """
-    names = {"first": 0, "middle": depth // 2, "last": depth - 1}
+    names = {
+        "first": 0,
+        "middle": depth // 2,
+        "late": max(3 * depth // 4 - 1, 0),
+        "last": depth - 1,
+    }
     numbers = {names[block] if isinstance(block, str) else block for block in blocks}
     beyond = sorted(number for number in numbers if number >= depth)
     if beyond:

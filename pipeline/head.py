@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import orthogonal
+from torch.nn.utils import parametrizations, parametrize
 
 INIT_STD = 0.02
 
@@ -23,6 +24,7 @@ class Head(nn.Module):
         linear projection to it.
     depth, head_dim, mlp_hidden : blocks, channels per attention head, hidden units of the MLP.
     level_norm : give every level its own LayerNorm first.
+    orthogonal : constrain the rows of the last layer's weight to be orthonormal, as the paper does.
 
     Parameters come from torch's global generator until `initialise` draws them.
     Raises ValueError when the width is not a multiple of `head_dim`.
@@ -37,6 +39,7 @@ class Head(nn.Module):
         head_dim: int,
         mlp_hidden: int,
         level_norm: bool,
+        orthogonal: bool = True,
     ) -> None:
         super().__init__()
         self.channels = list(channels)
@@ -55,7 +58,8 @@ class Head(nn.Module):
         # Cayley is 6 to 17 times faster than the other two maps at widths 384 and 1152, and as
         # exact. No bias: the final LayerNorm has one.
         self.last = nn.Linear(self.width, clusters, bias=False)
-        orthogonal(self.last, orthogonal_map="cayley")
+        if orthogonal:
+            parametrizations.orthogonal(self.last, orthogonal_map="cayley")
 
     def features(self, tokens: Tensor, sizes: list[int]) -> Tensor:
         """Return the features before the linear layer, (N, width), after the final LayerNorm.
@@ -147,8 +151,9 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def initialise(head: Head, generator: torch.Generator) -> None:
     """Draw the head's parameters: linear weights truncated normal (0.02), biases 0, norms 1 and 0.
 
-    The last layer's weight is made orthogonal. The same CPU generator state gives the same head,
-    whatever torch's global generator holds. The head must still be on the CPU.
+    The last layer's weight is made orthogonal where it is constrained so. The same CPU generator
+    state gives the same head, whatever torch's global generator holds. The head must still be on
+    the CPU.
     """
     for module in head.modules():
         if isinstance(module, nn.LayerNorm):
@@ -159,6 +164,34 @@ def initialise(head: Head, generator: torch.Generator) -> None:
     weight = torch.empty_like(head.last.weight)
     nn.init.trunc_normal_(weight, std=INIT_STD, generator=generator)
     # Assigning completes the rows to a square basis with draws from the global generator.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        head.last.weight = weight  # type: ignore[assignment]
+        if parametrize.is_parametrized(head.last):
+            head.last.weight = weight  # type: ignore[assignment]
+        else:
+            head.last.weight.copy_(weight)
+
+
+@torch.no_grad()
+def start_at(head: Head, centres: np.ndarray, scale: float) -> None:
+    """Let training start from spherical K-means: logits become scale * cos(token, centre).
+
+    The last layer of every branch of a block becomes 0, so that blocks change nothing yet; what is
+    left is the final LayerNorm, which gives tokens of length 1 the length width^1/2 (and removes
+    their mean over the channels, which is next to nothing).
+
+    centres : float32 (K, width), of length 1. Raises ValueError when the head changes its tokens
+    before the blocks, or its last layer is constrained.
+    """
+    free = isinstance(head.projection, nn.Identity) and not head.level_norms
+    if not free or parametrize.is_parametrized(head.last):
+        raise ValueError(
+            "a head that starts from K-means must take its tokens as they are and have a free last "
+            "layer: set head.width to null, head.level_norm and head.orthogonal to false, or "
+            "train.start to random"
+        )
+    for block in head.blocks:
+        for branch in (block.out, block.mlp[-1]):  # type: ignore[index,union-attr]
+            nn.init.zeros_(branch.weight)  # type: ignore[union-attr,arg-type]
+            nn.init.zeros_(branch.bias)  # type: ignore[union-attr,arg-type]
+    head.last.weight.copy_(torch.from_numpy(centres) * (scale / head.width**0.5))

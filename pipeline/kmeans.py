@@ -37,6 +37,7 @@ def fit(
     spherical: bool,
     whiten: int | None,
     seed: int,
+    power: float = 0.5,
     gpu: bool = True,
 ) -> KMeans:
     """Fit K-means to all the points given; the caller samples.
@@ -48,6 +49,7 @@ def fit(
         spherical: L2-normalise the points first (and again after whitening), and the centres.
         whiten: project to this many principal components of unit variance; None leaves them.
         seed: of the first centres, which are drawn from the points.
+        power: of the components' variances, as in `whitening`.
         gpu: use the GPUs that FAISS finds; without one, or with False, the CPU.
 
     Raises:
@@ -58,7 +60,7 @@ def fit(
     channels = points.shape[1]
     mean, projection = np.zeros(channels, np.float32), np.zeros((channels, 0), np.float32)
     if whiten is not None:
-        mean, projection = whitening(unit_rows(points) if spherical else points, whiten)
+        mean, projection = whitening(unit_rows(points) if spherical else points, whiten, power)
     model = KMeans(np.zeros((0, whiten or channels), np.float32), mean, projection, spherical)
     found = centres(
         prepare(model, points),
@@ -123,11 +125,14 @@ def scores(model: KMeans, tokens: np.ndarray) -> np.ndarray:
     return 2 * products - np.square(model.centroids).sum(axis=1)
 
 
-def whitening(points: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
+def whitening(
+    points: np.ndarray, components: int, power: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
     """PCA whitening of float32 ``(n, c)``: mean ``(c,)`` and projection ``(c, components)``.
 
-    ``(points - mean) @ projection`` has the identity as covariance. Eigenvalues below 1e-7 of the
-    largest are noise: their directions are damped, not blown up to unit variance.
+    Components are divided by their variance to the given power: at 0.5 ``(points - mean) @
+    projection`` has the identity as covariance, at 0 the variances stay. Eigenvalues below 1e-7 of
+    the largest are noise: their directions are damped, not blown up to unit variance.
     """
     mean = points.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((points.shape[1], points.shape[1]))
@@ -136,7 +141,7 @@ def whitening(points: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarr
         covariance += block.T @ block / len(points)
     eigenvalues, vectors = np.linalg.eigh(covariance)  # ascending
     tiny = max(1e-7 * eigenvalues[-1], np.finfo(np.float32).tiny)
-    scale = 1 / np.sqrt(np.maximum(eigenvalues, 0) + tiny)
+    scale = 1 / (np.maximum(eigenvalues, 0) + tiny) ** power
     projection = (vectors * scale)[:, ::-1][:, :components]
     return mean.astype(np.float32), np.ascontiguousarray(projection, np.float32)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from pipeline import context
 from pipeline.head import Head
 from pipeline.kmeans import KMeans, scores
 from pipeline.merge import merge_windows
@@ -40,11 +41,18 @@ class Inputs(NamedTuple):
 
     head: list[int | str]  # joined, in this order
     kmeans: int | str
+    context: context.Context
+    around: list[int | str]  # the levels that are put into context
+
+    @property
+    def stored(self) -> set[int | str]:
+        """The levels that must be given; `context` is made of them."""
+        wanted = {*self.head, self.kmeans}
+        return {*(wanted - {context.NAME}), *(self.around if context.NAME in wanted else ())}
 
 
 def restore(
-    choices: Mapping[str, Any],
-    level: int | str,
+    manifest: Mapping[str, Any],
     state: Mapping[str, Tensor],
     centres: Mapping[str, Mapping[str, Any]],
     device: torch.device,
@@ -52,20 +60,24 @@ def restore(
     """The predictors that training has left, and what they look at.
 
     Args:
-        choices: ``levels``, and beside them the arguments of `Head`.
-        level: the level of the K-means baseline.
+        manifest: ``head`` (``levels``, and beside them the arguments of `Head`), and the choices
+            of ``kmeans`` (its ``level``) and ``context`` (its ``levels``).
         state: the head's ``state_dict``.
-        centres: by name (ours_kmeans, kmeans) the fields of each `KMeans`.
+        centres: by name the fields of each `KMeans` (ours_kmeans, kmeans) and of `Context`.
         device: where the head computes.
     """
-    others = {name: value for name, value in choices.items() if name != "levels"}
+    levels = manifest["head"]["levels"]
+    others = {name: value for name, value in manifest["head"].items() if name != "levels"}
     head = Head(**others)
     head.load_state_dict(state)
-    # The orthogonal weight is computed once instead of in every forward pass.
-    parametrize.remove_parametrizations(head.last, "weight")
+    if parametrize.is_parametrized(head.last):
+        # The orthogonal weight is computed once instead of in every forward pass.
+        parametrize.remove_parametrizations(head.last, "weight")
     head.eval().to(device)
     models = {name: KMeans(**centres[name]) for name in ("ours_kmeans", "kmeans")}
-    return Inputs(choices["levels"], level), Predictors(head, **models)
+    around = context.Context(**centres["context"])
+    inputs = Inputs(levels, manifest["kmeans"]["level"], around, manifest["context"]["levels"])
+    return inputs, Predictors(head, **models)
 
 
 def window(
@@ -79,12 +91,16 @@ def window(
     """Put the tokens of one tile together.
 
     Args:
-        tokens: by level, float16 ``(patches, C)``, rows of the grid one after the other.
+        tokens: by level (`Inputs.stored`), float16 ``(patches, C)``, rows of the grid one after
+            the other.
         corner: row and column of the tile's first patch in the image's grid.
         grid: rows and columns of the tile, in patches.
         flip: the tile is a mirror image, from left to right.
         device: of the head.
     """
+    if context.NAME in (*inputs.head, inputs.kmeans):
+        levels = [tokens[level] for level in inputs.around]
+        tokens = {**tokens, context.NAME: context.apply(inputs.context, levels, *grid)}
     joined = np.concatenate([tokens[level] for level in inputs.head], axis=1)
     return Window(
         torch.from_numpy(joined).to(device).float(),

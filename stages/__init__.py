@@ -19,6 +19,8 @@ STAGES = {
     "report": "Draw the metrics, curves and gallery as one HTML page.",
     "scenes": "Draw a labelled data set of streets and landscapes to try things on.",
     "predict": "Segment new images with a trained head.",
+    "preset": "Print a named set of parameters as options of `dvc exp run`.",
+    "ablate": "Score one changed parameter with one seed.",
 }
 
 
@@ -62,7 +64,7 @@ class _Stages(click.Group):
         return importlib.import_module(f"stages.{cmd_name}").main
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Stages, in order (scenes draws data, predict stands apart)"):
+        with formatter.section("Stages, in order (scenes draws data, the last three stand apart)"):
             formatter.write_dl(list(STAGES.items()))
 
 

@@ -321,7 +321,7 @@ def describe(chosen: params.Params, rows: list[ImageRow], backbone: Backbone) ->
 def _level_names(blocks: Sequence[int], depth: int, keys: bool) -> dict[str, str]:
     """Every name of a cached level, and the array that holds it."""
     names = {str(n): f"block_{n:02d}" for n in blocks}
-    for name in ("first", "middle", "last"):
+    for name in ("first", "middle", "late", "last"):
         (number,) = block_numbers([name], depth)
         if number in blocks:
             names[name] = f"block_{number:02d}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +23,13 @@ from cache.cells import (
     write_cells,
     write_found,
 )
-from cache.features import Features
+from cache.features import Derived, Features
 from cache.graphs import (
     FORMAT,
     Csr,
+    read_context,
     read_edges,
+    write_context,
     write_edges,
     write_group,
     write_groups,
@@ -36,6 +38,7 @@ from cache.graphs import (
 )
 from cache.part_jobs import fill
 from cache.progress import track
+from pipeline import context
 from pipeline.cells import (
     SAMPLE_PER_CELL,
     RunningTop,
@@ -51,6 +54,7 @@ from pipeline.knn import nearest, neighbour_count, top
 from pipeline.partition import follow, partition, share_inside, strongest
 from stages import Stage
 
+CONTEXT = "context"  # the part that holds it
 PIXEL_TILES = 64  # tiles whose pixel graphs make one part
 BLOCK_PATCHES = 32768  # patches whose edges make one part, about
 PARTNERS = 64  # of each image, those that most edges join to it: enough for any batch
@@ -68,6 +72,20 @@ class Job(NamedTuple):
     level: int | str
     k: int | float
     gpu: bool
+    context: tuple[int | str, ...]  # the levels that are put into context
+
+    @classmethod
+    def of(cls, chosen: params.Params, work: Path, features: str) -> Job:
+        """The job that the parameters describe."""
+        graph, gpu = chosen.graph, chosen.compute.device != "cpu"
+        levels = tuple(chosen.context.levels)
+        return cls(str(work), features, chosen.data.train, graph.level, graph.k, gpu, levels)
+
+    def open(self) -> Features:
+        """The cache, with the level that is made of others."""
+        found = context.Context(**read_context(Path(self.work), CONTEXT))
+        make = Derived(self.context, found.channels, partial(context.apply, found))
+        return Features.open(self.features).using(context.NAME, make)
 
 
 class Plan(NamedTuple):
@@ -111,9 +129,9 @@ class Plan(NamedTuple):
 def main(params_path: str, features_path: str, out: str) -> None:
     """Build the kNN graphs and pixel graphs from the cache.
 
-    Reads data/features.zarr, writes data/graph.h5: the k nearest neighbours of each training patch
-    (Eq. 2), in its group of images or in the whole split, the groups, and the pixel graph of each
-    tile (Eq. 3). Interrupted, it goes on where it was.
+    Reads data/features.zarr, writes data/graph.h5: what puts tokens into context, the k nearest
+    neighbours of each training patch (Eq. 2), in its group of images or in the whole split, the
+    groups, and the pixel graph of each tile (Eq. 3). Interrupted, it goes on where it was.
     """
     chosen = params.load(params_path)
     features = Features.open(features_path)
@@ -122,15 +140,15 @@ def main(params_path: str, features_path: str, out: str) -> None:
     _check(chosen, features, tiles, groups)
     manifest = _manifest(chosen, features, len(groups))
     with work_folder(out, manifest["fingerprint"]) as work:
-        gpu = chosen.compute.device != "cpu"
-        graph = chosen.graph
-        job = Job(str(work), features_path, chosen.data.train, graph.level, graph.k, gpu)
-        names = _pixel_graphs(job, tiles, chosen)
-        if graph.scope == "group":
+        if not parts.finished(work, CONTEXT):
+            write_context(work, CONTEXT, _fit_context(features, tiles, chosen)._asdict())
+        job = Job.of(chosen, work, features_path)
+        names = [CONTEXT, *_pixel_graphs(job, tiles, chosen)]
+        if chosen.graph.scope == "group":
             jobs = {f"group-{r:03d}-{g:06d}": ((r, g), t.tolist()) for (r, g), t in groups.items()}
             names += fill(fill_group, job, jobs, chosen.compute, "kNN graphs")
         else:
-            added, seen = _dataset_graph(job, features, chosen)
+            added, seen = _dataset_graph(job, job.open(), chosen)
             names, manifest = names + added, {**manifest, **seen}
         parts.assemble(work, names, out, manifest)
     gigabytes = size(out) / 1e9
@@ -142,7 +160,21 @@ def _check(chosen: params.Params, features: Features, tiles: np.ndarray, groups:
     searched = groups.values() if chosen.graph.scope == "group" else [tiles]
     for together in searched:
         neighbour_count(chosen.graph.k, sum(features.sizes(together)))
-    features.array(chosen.graph.level)
+    for level in {*chosen.context.levels, chosen.graph.level} - {context.NAME}:
+        features.array(level)
+
+
+def _fit_context(features: Features, tiles: np.ndarray, chosen: params.Params) -> context.Context:
+    """Fit the context to a sample of the training patches."""
+    choices = chosen.context
+    generator = np.random.default_rng([chosen.graph.seed, 2])
+    plan = sample_plan(features.sizes(tiles), choices.patches, generator)
+    points: list[list[np.ndarray]] = [[] for _ in choices.levels]
+    for tile, rows in zip(track(tiles, "sampling for the context"), plan, strict=True):
+        for level, found in zip(choices.levels, points, strict=True):
+            found.append(features.tokens(level, tile)[rows].astype(np.float32))
+    settings = (choices.components, choices.weights, choices.temperature, choices.reach)
+    return context.fit([np.concatenate(found) for found in points], *settings)
 
 
 def _groups(features: Features, tiles: np.ndarray, choices: params.GraphParams) -> Groups:
@@ -167,13 +199,15 @@ def _of_images(
 def _manifest(chosen: params.Params, features: Features, groups: int) -> dict:
     choices = chosen.graph.model_dump(exclude={"alpha"})
     made_from = features.manifest["fingerprint"]
+    around = chosen.context.model_dump()
     return {
         "format": FORMAT,
         **choices,
+        "context": around,
         "features": made_from,
         "split": chosen.data.train,
         "groups": groups // chosen.graph.rounds,
-        "fingerprint": fingerprint("graph", FORMAT, choices, made_from, chosen.data.train),
+        "fingerprint": fingerprint("graph", FORMAT, choices, around, made_from, chosen.data.train),
     }
 
 
@@ -201,7 +235,7 @@ def fill_pixels(
 
 def fill_group(job: Job, name: str, at: tuple[int, int], tiles: Sequence[int]) -> None:
     """Search and write the feature graph of one group of tiles."""
-    rows = _unit_rows(Features.open(job.features), job.level, tiles)
+    rows = _unit_rows(job.open(), job.level, tiles)
     found = nearest(rows, neighbour_count(job.k, len(rows)), gpu=job.gpu)
     write_group(Path(job.work), name, at, np.asarray(tiles), _csr(feature_graph(*found)))
 
@@ -327,7 +361,7 @@ def fill_found(job: Job, name: str, block: int) -> None:
     """Search the neighbours of one block of patches; write the edges in both directions."""
     plan = _plan(job)
     first, stop = plan.block_firsts[block : block + 2].tolist()
-    rows = _unit_rows(Features.open(job.features), job.level, plan.tiles[plan.blocks == block])
+    rows = _unit_rows(job.open(), job.level, plan.tiles[plan.blocks == block])
     k = neighbour_count(job.k, int(plan.block_firsts[-1]))
     with open_cells(job.work) as cells:
         count, probes = cells.facts["cells"], cells.facts["probes"]

@@ -159,9 +159,7 @@ def load_model(
         weights: the backbone's weight file; None = as when the features were extracted.
     """
     state, centres, manifest = head
-    inputs, predictors = restore(
-        manifest["head"], manifest["kmeans"]["level"], state, centres, device
-    )
+    inputs, predictors = restore(manifest, state, centres, device)
     extracted = manifest["backbone"]
     # Emulated, bfloat16 is many times slower than the float32 that it stands for.
     bfloat16 = extracted["bfloat16"] and hardware_bfloat16(device)
@@ -277,7 +275,7 @@ def read_windows(model: Model, resized: np.ndarray, tiles: Sequence[Tile]) -> It
             yield window(
                 {
                     level: arrays[model.extracted["levels"][str(level)]][i]
-                    for level in {*model.inputs.head, model.inputs.kmeans}
+                    for level in model.inputs.stored
                 },
                 model.inputs,
                 corner=(tile.top // patch, tile.left // patch),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from cache import params, report, results
+from cache import ablations, params, report, results
 from cache.errors import InputError
 from cache.images import read_image
 from cache.index import ImageRow, read_index
@@ -24,6 +25,11 @@ from stages import Stage
 MATCHING = "majority_iou"  # that colours and charts follow
 WIDTH = 320  # px of the gallery's pictures
 OPACITY = 0.75
+ABLATION_NOTE = (
+    "One parameter at a time is set to other values than that of params.yaml, which is shaded; all "
+    f"else stays. Charts: mIoU ({MATCHING}, oracle), a dot for each seed, lines through the means. "
+    "Table: mIoU with oracle mappings, the mean over the seeds, and max - min in brackets."
+)
 
 
 class Colours(NamedTuple):
@@ -39,8 +45,17 @@ class Colours(NamedTuple):
 @click.option("--labels", default="data/labels.csv", help="Index of labels.")
 @click.option("--segments", default="data/segments.h5", help="Label maps.")
 @click.option("--results", "folder", default="results", help="Folder of the results.")
+@click.option("--ablations", "cells", help="Folder of the cells of an ablation, drawn too.")
 @click.option("--out", default="results/report", help="Folder to write.")
-def main(params_path: str, index: str, labels: str, segments: str, folder: str, out: str) -> None:
+def main(
+    params_path: str,
+    index: str,
+    labels: str,
+    segments: str,
+    folder: str,
+    cells: str | None,
+    out: str,
+) -> None:
     """Draw the metrics, curves and gallery as one HTML page.
 
     Reads the results of eval, the training curve, and of the gallery's images the photos, label
@@ -48,6 +63,7 @@ def main(params_path: str, index: str, labels: str, segments: str, folder: str, 
     as PNG to results/report/. Prints the scores and where the page is.
     """
     chosen = params.load(params_path)
+    found = ablations.read_cells(cells, ablations.base_of(chosen)) if cells else []
     truth = read_labels(labels)[1]
     mapping = results.read_mapping(Path(folder) / "mapping.json")
     rows = [row for row in read_index(index) if row.split == chosen.data.eval]
@@ -58,7 +74,7 @@ def main(params_path: str, index: str, labels: str, segments: str, folder: str, 
             example(number, row, truth.get(row.id), store, colours)
             for number, row in enumerate(track(spaced(rows, chosen.report.images), "drawing"))
         ]
-    page = compose(chosen, Path(folder), mapping, colours, gallery)
+    page = compose(chosen, Path(folder), mapping, colours, gallery, varied(found))
     report.write_report(out, page)
     print_scores(page.metrics, chosen.data.train, chosen.data.eval)
     if page.origins:
@@ -125,6 +141,7 @@ def compose(
     mapping: results.ClassMapping,
     colours: Colours,
     gallery: list[report.Example],
+    axes: dict[str, list[report.Point]],
 ) -> report.Page:
     """Put the page together from the results folder and the drawn gallery."""
     metrics = results.read_metrics(folder / "metrics.json")
@@ -152,6 +169,9 @@ def compose(
         charts=class_charts(counts, mapping, evaluated),
         chart_note=f"Clusters take classes by {MATCHING}, {source}.",
         curves=curve_charts(results.read_curve(folder / "curve.csv")),
+        ablations=axes,
+        ablation_charts=ablation_charts(axes),
+        ablation_note=ABLATION_NOTE,
         legend=legend if labelled else [],
         gallery_note=(
             f"Each cluster has the colour of its class ({MATCHING}, {source})."
@@ -226,6 +246,62 @@ def curve_charts(curve: dict[str, np.ndarray]) -> list[report.Picture]:
         report.Picture(f"curve_{name}", name, report.curve_chart(curve["step"], values))
         for name, values in curve.items()
         if name != "step"
+    ]
+
+
+def varied(cells: Sequence[ablations.Cell]) -> dict[str, list[report.Point]]:
+    """The points of each parameter that the cells vary; the last one is the seed.
+
+    The cells with the values of params.yaml are points of every parameter.
+    """
+    centre = [cell for cell in cells if cell.key is None]
+    axes = {}
+    for key in sorted({cell.key for cell in cells if cell.key}):
+        others = [cell for cell in cells if cell.key == key]
+        default = others[0].default
+        runs = [(cell.value, cell) for cell in others if cell.value != default or not centre]
+        axes[key] = _points([*runs, *((default, cell) for cell in centre)], default)
+    if len(centre) > 1:
+        axes["seed"] = _points([(cell.seed, cell) for cell in centre], None)
+    return axes
+
+
+def _points(runs: Sequence[tuple[Any, ablations.Cell]], default: Any) -> list[report.Point]:
+    """One point for each value, in ascending order; null comes first, texts last."""
+    groups: dict[str, tuple[Any, list[ablations.Cell]]] = {}
+    for value, cell in runs:
+        groups.setdefault(_text(value), (value, []))[1].append(cell)
+    ordered = sorted(groups.values(), key=lambda group: _rank(group[0]))
+    return [report.Point(_text(value), value == default, _miou(group)) for value, group in ordered]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _rank(value: Any) -> tuple[bool, bool, float, str]:
+    number = isinstance(value, int | float)
+    return value is not None, not number, value if number else 0.0, _text(value)
+
+
+def _miou(cells: Sequence[ablations.Cell]) -> dict[str, dict[str, list[float]]]:
+    """mIoU of each cell with oracle mappings, by matching and predictor."""
+    first = cells[0].metrics
+    return {
+        matching: {
+            name: [cell.metrics[name][matching]["oracle"]["miou"] for cell in cells]
+            for name in first
+        }
+        for matching, scores in first["ours"].items()
+        if isinstance(scores, dict)
+    }
+
+
+def ablation_charts(axes: dict[str, list[report.Point]]) -> list[report.Picture]:
+    """One picture for each varied parameter."""
+    return [
+        report.Picture(f"ablation_{name}", name, report.ablation_chart(points, MATCHING))
+        for name, points in axes.items()
     ]
 
 

@@ -106,7 +106,7 @@ def _window(features: Features, tile: int, inputs: Inputs, device: torch.device)
     """The tokens of a tile and its place in the image's grid."""
     row, patch = features.tiles[tile], features.manifest["patch"]
     return window(
-        {level: features.tokens(level, tile) for level in {*inputs.head, inputs.kmeans}},
+        {level: features.tokens(level, tile) for level in inputs.stored},
         inputs,
         corner=(int(row["top"]) // patch, int(row["left"]) // patch),
         grid=(int(row["grid_h"]), int(row["grid_w"])),
@@ -120,8 +120,7 @@ def _inputs(job: Job) -> tuple[Features, Inputs, Predictors]:
     """The cache, the levels to look at, and the models; once in each process."""
     state, centres, manifest = heads.load_head(job.head)
     device = choose_device(job.device)
-    level = manifest["kmeans"]["level"]
-    inputs, predictors = restore(manifest["head"], level, state, centres, device)
+    inputs, predictors = restore(manifest, state, centres, device)
     return Features.open(job.features), inputs, predictors
 
 

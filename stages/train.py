@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ from scipy.sparse import csr_array
 from cache import heads, params, results
 from cache.ahead import ahead
 from cache.artefact import fingerprint, publish, work_folder
-from cache.features import Features
+from cache.features import Derived, Features
 from cache.graphs import Graphs, GroupGraph
 from cache.progress import bar, track
-from pipeline import kmeans
+from pipeline import context, kmeans
 from pipeline.device import choose_device, return_large_arrays
 from pipeline.graph import block_diagonal, kernel, restrict, to_torch
-from pipeline.head import Head, initialise
+from pipeline.head import Head, initialise, start_at
 from pipeline.objective import default_beta, learning_rate, temperature
 from pipeline.training import Batch, optimiser, tensor_cores, train_step
 from stages import Stage
@@ -50,13 +51,14 @@ def main(params_path: str, features_path: str, graph_path: str, out: str, curve:
     features = Features.open(features_path)
     with Graphs(graph_path) as graphs:
         graphs.check_features(features.manifest["fingerprint"])
+        features = with_context(features, graphs)
         tiles = features.tiles_of(chosen.data.train)
         _check_clusters(chosen, features, tiles)
         manifest = _manifest(chosen, features, graphs)
         with work_folder(out, manifest["fingerprint"]) as work:
             head, rows, waited = _fit(chosen, features, graphs, work)
-            centres = _fit_kmeans(chosen, features, tiles, head)
-            heads.save_head(work / "head", head.state_dict(), centres, manifest)
+            fitted = {**_fit_kmeans(chosen, features, tiles, head), "context": graphs.context()}
+            heads.save_head(work / "head", head.state_dict(), fitted, manifest)
             results.write_curve(curve, rows)
             publish(work / "head", out)
     click.echo(
@@ -73,7 +75,15 @@ def _check_clusters(chosen: params.Params, features: Features, tiles: np.ndarray
             f"({patches}): lower `clusters` or add images to split {chosen.data.train}"
         )
     for level in (*chosen.head.levels, chosen.kmeans.level):
-        features.array(level)
+        features.channels(level)
+
+
+def with_context(features: Features, graphs: Graphs) -> Features:
+    """The cache with the level `context`, as the graph was made with it."""
+    found = context.Context(**graphs.context())
+    levels = graphs.manifest["context"]["levels"]
+    make = Derived(levels, found.channels, partial(context.apply, found))
+    return features.using(context.NAME, make)
 
 
 def _manifest(chosen: params.Params, features: Features, graphs: Graphs) -> dict:
@@ -81,6 +91,7 @@ def _manifest(chosen: params.Params, features: Features, graphs: Graphs) -> dict
     channels = [features.channels(level) for level in chosen.head.levels]
     choices = {
         "head": {**head, "channels": channels, "clusters": chosen.clusters},
+        "context": graphs.manifest["context"],
         "kmeans": chosen.kmeans.model_dump(),
         "train": chosen.train.model_dump(),
         "alpha": chosen.graph.alpha,
@@ -116,6 +127,8 @@ def _fit(
     adam = optimiser(head, chosen.train.lr)
     checkpoint = work / "checkpoint.safetensors"
     finished, rows = _resume(checkpoint, head, adam)
+    if not finished and chosen.train.start == "kmeans":
+        start_at(head, _start_centres(chosen, features), chosen.train.start_scale)
     per_epoch = graphs.manifest["groups"]
     waited, start = 0.0, time.perf_counter()
     loaded = batches(chosen, features, graphs, finished, device)
@@ -131,6 +144,29 @@ def _fit(
             state = {**heads.flatten_module(head), **heads.flatten_optimiser(adam)}
             heads.save_checkpoint(checkpoint, state, {"epoch": epoch + 1, "rows": rows})
     return head.eval(), rows, waited / (time.perf_counter() - start)
+
+
+def _start_centres(chosen: params.Params, features: Features) -> np.ndarray:
+    """Centres of spherical K-means on a sample of the head's input: float32 ``(K, C)``."""
+    tiles, levels = features.tiles_of(chosen.data.train), chosen.head.levels
+    sample = _sample(chosen, features, tiles)
+    tracked = zip(track(tiles, "sampling for the start"), sample, strict=True)
+    points = [features.batch(levels, [tile])[rows] for tile, rows in tracked if len(rows)]
+    return kmeans.centres(
+        kmeans.unit_rows(np.concatenate(points).astype(np.float32)),
+        chosen.clusters,
+        iterations=chosen.kmeans.iterations,
+        spherical=True,
+        seed=chosen.seed,
+        gpu=chosen.compute.device != "cpu",
+    )
+
+
+def _sample(chosen: params.Params, features: Features, tiles: np.ndarray) -> list[np.ndarray]:
+    """The patches of each tile that K-means is fitted to; the same for each of them."""
+    wanted = chosen.clusters * chosen.kmeans.points_per_centroid
+    generator = np.random.default_rng([chosen.seed, 1])
+    return kmeans.sample_plan(features.sizes(tiles), wanted, generator)
 
 
 def train_epoch(
@@ -240,10 +276,7 @@ def _fit_kmeans(
 ) -> dict[str, dict]:
     """K-means on a sample of F (`kmeans`) and of the head's features (`ours_kmeans`)."""
     choices = chosen.kmeans
-    wanted = chosen.clusters * choices.points_per_centroid
-    sample = kmeans.sample_plan(
-        features.sizes(tiles), wanted, np.random.default_rng([chosen.seed, 1])
-    )
+    sample = _sample(chosen, features, tiles)
     device = next(head.parameters()).device
     plain, learned = [], []
     for tile, rows in zip(track(tiles, "sampling for K-means"), sample, strict=True):

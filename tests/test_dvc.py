@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import REPOSITORY, Project, make_dataset
 
@@ -54,7 +55,7 @@ def test_repro_then_an_experiment_that_reuses_the_features(clone: Path, weights:
     project.set("datasets.tiny.root", "data/photos")
     run(clone, "git", "add", "-A")
     run(clone, "git", "commit", "-qm", "start")
-    run(clone, "dvc", "repro")
+    assert "ablations" not in run(clone, "dvc", "repro")
     assert not list((clone / "data/.work").iterdir())
     before = json.loads((clone / "results/metrics.json").read_text())
     assert (clone / "results/report/index.html").is_file()
@@ -72,3 +73,19 @@ def test_repro_then_an_experiment_that_reuses_the_features(clone: Path, weights:
     run(clone, "dvc", "metrics", "diff", "--json")
     plots = run(clone, "dvc", "plots", "diff", "--json", "HEAD")
     assert "curve.csv" in plots
+    check_ablations(clone)
+
+
+def check_ablations(clone: Path) -> None:
+    """They run when they are asked for, and again only after a change."""
+    file = clone / "ablations/dvc.yaml"
+    tree = yaml.safe_load(file.read_text())
+    tree["stages"]["cell"]["matrix"] = {"setting": ["graph.alpha=0.3"], "seed": [3]}
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    text = run(clone, "dvc", "repro", "ablations/dvc.yaml")
+    assert "Stage 'eval' didn't change, skipping" in text and "Running stage 'report'" not in text
+    assert (clone / "results/ablations/graph.alpha=0.3-3.json").is_file()
+    assert "Ablations" in (clone / "results/report-ablations/index.html").read_text()
+    assert "Running stage 'ablations" not in run(clone, "dvc", "repro", "ablations/dvc.yaml")
+    assert "ablations" not in run(clone, "dvc", "repro")
+    assert "ablations" not in run(clone, "dvc", "dag", "dvc.yaml")

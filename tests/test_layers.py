@@ -152,7 +152,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "zarr", "timm", "faiss", "numpy"} & set(run.stdout.split())
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "predict"])
+@pytest.mark.parametrize("stage", [*STAGES, "predict", "ablate"])
 def test_every_stage_says_what_it_reads_and_writes(stage: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", f"stages.{stage}", "--help"],

@@ -24,7 +24,15 @@ from stages.train import load_batch, with_context
 
 HEADS = {
     "default": (),
-    "paper": ("head.width=null", "head.mlp_hidden=576", "head.level_norm=false"),
+    "paper": (
+        "train.start=random",
+        "head.levels=[first, middle, last]",
+        "head.width=null",
+        "head.depth=2",
+        "head.mlp_hidden=576",
+        "head.level_norm=false",
+        "head.orthogonal=true",
+    ),
 }
 ENDLESS = 1_000_000  # epochs, more than are measured
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from itertools import cycle
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bench.parts import TAU, measure_parts
@@ -21,10 +20,12 @@ from cache.ahead import ahead
 from cache.backbone import facts, load_backbone
 from cache.images import read_tile
 from cache.index import read_index
+from pipeline import context
 from pipeline import features as vit
 from pipeline.device import choose_device
 from pipeline.features import Backbone, block_numbers, downsample
 from pipeline.graph import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
+from pipeline.kmeans import unit_rows
 from pipeline.knn import nearest, neighbour_count
 from pipeline.objective import default_beta
 from pipeline.training import Batch, optimiser, tensor_cores, train_step
@@ -61,13 +62,13 @@ def _steps(setting: Setting, repeats: int, steps: int) -> Iterator[dict[str, Any
     loaded = batches(setting.chosen, setting.features, setting.graphs, 0, setting.device)
     with closing(loaded), closing(online.photos()) as photos:
         pixels = next(photos).to(setting.device)
-        tokens = online.tokens(pixels)
+        levels = online.levels(pixels)
         batch, _ = next(loaded)
         cases: dict[str, Callable[[], Any]] = {
             "online step": lambda: step(online.batch(next(photos).to(setting.device))),
             "cached step": lambda: step(next(loaded)[0]),
-            "ViT": lambda: online.tokens(pixels),
-            "graphs and kernel": lambda: online.kernel(tokens, pixels),
+            "ViT, context": lambda: online.levels(pixels),
+            "graphs and kernel": lambda: online.kernel(levels, pixels),
             "head": lambda: step(batch),
             "load from the cache": lambda: setting.load(0, 0),
         }
@@ -132,6 +133,8 @@ class Online:
     def __init__(self, setting: Setting) -> None:
         self.chosen, self.device = setting.chosen, setting.device
         self.manifest = setting.features.manifest
+        self.context = context.Context(**setting.graphs.context())
+        self.around = setting.graphs.manifest["context"]["levels"]
         rows = read_index(setting.project.index)
         self.paths = [row.path for row in rows]
         tile = setting.features.tiles[0]
@@ -156,28 +159,41 @@ class Online:
 
     def batch(self, pixels: Tensor) -> Batch:
         """What the cache would hold of these pixels, on their device."""
-        tokens = self.tokens(pixels)
+        levels = self.levels(pixels)
+        tokens = torch.cat([levels[level] for level in self.chosen.head.levels], dim=1)
         patches = len(tokens) // len(pixels)
-        return Batch(tokens, [patches] * len(pixels), self.kernel(tokens, pixels))
+        return Batch(tokens, [patches] * len(pixels), self.kernel(levels, pixels))
 
-    def tokens(self, pixels: Tensor) -> Tensor:
-        """Tokens of the head's levels: float32 ``(patches of all images, channels)``."""
+    def levels(self, pixels: Tensor) -> dict[int | str, Tensor]:
+        """Tokens of the levels that a step needs: float32 ``(patches of all images, C)`` each."""
         blocks = block_numbers(self.chosen.extract.blocks, self.backbone.depth)
         autocast = torch.bfloat16 if self.manifest["bfloat16"] else None
         normed = self.manifest["normed"]
         found = vit.tokens(self.backbone, pixels, blocks, normed, keys=False, autocast=autocast)
-        return torch.cat([found[f"block_{n:02d}"] for n in blocks], dim=-1).flatten(0, 1)
+        levels = {name: found[array] for name, array in self.manifest["levels"].items()}
+        wanted = {*self.chosen.head.levels, self.chosen.graph.level}
+        if context.NAME in wanted:
+            levels[context.NAME] = self._in_context([levels[str(n)] for n in self.around])
+        return {level: levels[str(level)].flatten(0, 1) for level in wanted}
 
-    def kernel(self, tokens: Tensor, pixels: Tensor) -> Tensor:
-        """The kernel of the batch (Eq. 2-4), its graph on the last level, on the pixels' device."""
-        choices, patch = self.chosen.graph, self.backbone.patch
-        last = tokens[:, -self.backbone.model.num_features :]  # type: ignore[operator]
-        rows = F.normalize(last, dim=1).cpu().numpy()
+    def _in_context(self, levels: list[Tensor]) -> Tensor:
+        """The level `context` ``(images, patches, C)`` of levels of that shape, as the cache's."""
+        images = zip(*(level.cpu().numpy() for level in levels), strict=True)
+        made = [context.apply(self.context, image, *self._grid()) for image in images]
+        return torch.from_numpy(np.stack(made)).to(self.device).float()
+
+    def _grid(self) -> tuple[int, int]:
+        return self.height // self.backbone.patch, self.width // self.backbone.patch
+
+    def kernel(self, levels: Mapping[int | str, Tensor], pixels: Tensor) -> Tensor:
+        """The kernel of the batch (Eq. 2-4), on the pixels' device."""
+        choices = self.chosen.graph
+        rows = unit_rows(levels[choices.level].cpu().numpy())
         k = neighbour_count(choices.k, len(rows))
         graph = feature_graph(*nearest(rows, k, gpu=self.device.type == "cuda"))
-        grid = (self.height // patch, self.width // patch)
         settings = [(pixel.k, pixel.weight) for pixel in choices.pixel]
-        colours = downsample(pixels, patch).cpu().numpy()
+        colours = downsample(pixels, self.backbone.patch).cpu().numpy()
+        grid = self._grid()
         pixel_graphs = block_diagonal([pixel_edges(rgb, *grid, settings) for rgb in colours])
         return to_torch(kernel(graph, pixel_graphs, choices.alpha), self.device)
 

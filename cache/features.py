@@ -238,7 +238,7 @@ class Features:
             raise InputError(
                 f"{self.path} holds the levels {', '.join(levels)}, not {level}: add it to "
                 "`extract.blocks` (or set `extract.keys`) and run `dvc repro`, or choose another "
-                "for `graph.level`, `head.levels` and `kmeans.level`."
+                "for `context.levels`, `graph.level`, `head.levels` and `kmeans.level`."
             )
         return levels[str(level)]
 

@@ -33,7 +33,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         yield open_setting(project, graphs, "paper", epochs=4)
 
 
-def test_the_online_batch_is_the_cached_one(setting: Setting) -> None:
+@pytest.mark.parametrize("name", HEADS)
+def test_the_online_batch_is_the_cached_one(setting: Setting, name: str) -> None:
+    setting = open_setting(setting.project, setting.graphs, name)
     cached = setting.load(0, 0)
     online = Online(setting)
     tiles = setting.graphs.group(0, 0).tiles
@@ -41,9 +43,13 @@ def test_the_online_batch_is_the_cached_one(setting: Setting) -> None:
     pixels = next(online.photos())
     found = online.batch(pixels)
     assert found.sizes == cached.sizes
-    torch.testing.assert_close(found.tokens, cached.tokens.float(), atol=2e-2, rtol=1e-2)
+    near = torch.isclose(found.tokens, cached.tokens.float(), atol=2e-2, rtol=1e-2)
+    # Whitened, a component without any variance but float16's rounding has the variance of others.
+    assert (~near).float().mean() <= (5e-3 if name == "default" else 0)
     # Of the very tokens that the graph stage saw; the graph file holds its cosines in float16.
-    kernel = online.kernel(cached.tokens.float(), pixels).to_dense()
+    level = setting.chosen.graph.level
+    rows = torch.from_numpy(setting.features.batch([level], tiles)).float()
+    kernel = online.kernel({level: rows}, pixels).to_dense()
     torch.testing.assert_close(kernel, cached.kappa.to_dense(), atol=1e-4, rtol=1e-3)
 
 

@@ -16,6 +16,7 @@ from pipeline.graph import feature_graph, half_edges, restrict, sum_edges
 from pipeline.knn import nearest, recall, top
 from pipeline.partition import follow, partition, share_inside, strongest
 from stages import graph as stage
+from stages.train import with_context
 from tests.conftest import Project, tree_bytes
 
 
@@ -122,14 +123,15 @@ def whole(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setattr(stage, "BLOCK_PATCHES", 96)
     stage._plan.cache_clear()
     project.set("graph.scope", "dataset")
+    project.set("graph.level", "last")
     project.set("graph.k", 5)
     project.ok("prepare", "extract")
     return project
 
 
-def exact_graph(features: Features, k: int) -> np.ndarray:
+def exact_graph(features: Features, k: int, level: str = "last") -> np.ndarray:
     """The graph over all patches of the split by brute force, dense."""
-    rows = features.batch(["last"], features.tiles_of("train")).astype(np.float32)
+    rows = features.batch([level], features.tiles_of("train")).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return feature_graph(*nearest(rows, k)).toarray()
 
@@ -149,18 +151,23 @@ def dense(graphs: Graphs, features: Features) -> tuple[np.ndarray, np.ndarray]:
     return matrix, seen
 
 
-@pytest.mark.parametrize("exact_rows", [50_000, 10], ids=["one cell", "cells"])
+@pytest.mark.parametrize(
+    ("exact_rows", "level"),
+    [(50_000, "last"), (10, "last"), (10, "context")],
+    ids=["one cell", "cells", "context"],
+)
 def test_the_stage_makes_the_graph_of_all_patches(
-    whole: Project, exact_rows: int, monkeypatch: pytest.MonkeyPatch
+    whole: Project, exact_rows: int, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cells, "EXACT_ROWS", exact_rows)
     monkeypatch.setattr(cells, "CELL_ROWS", 30)
     whole.set("graph.recall", 1.0)
     whole.set("graph.group_images", 6)  # one group: every edge is seen
+    whole.set("graph.level", level)
     whole.ok("graph")
-    features = Features.open("data/features.zarr")
-    expected = exact_graph(features, 5)
     with Graphs("data/graph.h5") as graphs:
+        features = with_context(Features.open("data/features.zarr"), graphs)
+        expected = exact_graph(features, 5, level)
         assert graphs.manifest["edges_seen"] == 1
         assert graphs.manifest["cells"] == (1 if exact_rows > 10 else len(expected) // 30)
         found, _ = dense(graphs, features)

@@ -183,6 +183,8 @@ def test_blocks_beyond_the_model_and_levels_beyond_the_cache(project: Project) -
     project.fails("extract", "extract.blocks and extract.final_norm must lie in 0..", "[40]")
     project.set("extract.blocks", ["first", "last"])
     project.ok("extract")
+    project.fails("graph", "holds the levels 0, 5, first, last, not late", "`context.levels`")
+    project.set("context.levels", ["first", "last"])
     project.set("graph.level", "middle")
     project.fails("graph", "holds the levels", "not middle", "extract.blocks")
 

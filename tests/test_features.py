@@ -57,7 +57,8 @@ def test_keys_need_a_joint_projection() -> None:
 
 
 def test_block_names() -> None:
-    assert block_numbers(["first", "middle", "last"], 12) == [0, 6, 11]
+    assert block_numbers(["first", "middle", "late", "last"], 12) == [0, 6, 8, 11]
+    assert [block_numbers(["late"], depth) for depth in (1, 2, 6, 24)] == [[0], [0], [3], [17]]
     assert block_numbers([8, "last", 11], 12) == [8, 11]
     with pytest.raises(ValueError, match=r"must lie in 0..11 for this backbone, found \[12\]"):
         block_numbers([12], 12)

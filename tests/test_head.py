@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.head import Head, initialise, linear_attention
+from pipeline.head import Head, initialise, linear_attention, start_at
+from pipeline.kmeans import centres, unit_rows
 
 
 def made_head(seed: int = 0, clusters: int = 12, width: int | None = None) -> Head:
@@ -161,6 +163,77 @@ def test_the_generator_alone_decides_the_head(clusters: int) -> None:
         assert torch.equal(value, second.state_dict()[name]), name
     other = made_head(seed=8, clusters=clusters)
     assert not torch.equal(first.last.weight, other.last.weight)
+
+
+def free_head(clusters: int = 6, channels: int = 24) -> Head:
+    head = Head([channels], clusters, None, 2, 8, 20, level_norm=False, orthogonal=False)
+    initialise(head, torch.Generator().manual_seed(0))
+    return head
+
+
+def test_a_free_last_layer_is_a_plain_one() -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    head = free_head(clusters=40)
+    torch.manual_seed(1)
+    other = free_head(clusters=40)
+    assert "last.weight" in head.state_dict() and torch.equal(head.last.weight, other.last.weight)
+    assert float(head.last.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert gram_error(head) > 0.9
+    torch.set_rng_state(state)
+    initialise(head, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(head.last.weight, other.last.weight)
+
+
+def unit_tokens(channels: int, centred: bool) -> np.ndarray:
+    """Unit rows around eight centres, as K-means gets them; centred: without mean each."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(8, channels)).repeat(20, axis=0)
+    rows += 0.3 * rng.normal(size=rows.shape)
+    return unit_rows((rows - centred * rows.mean(axis=1, keepdims=True)).astype(np.float32))
+
+
+@pytest.mark.parametrize("scale", [20.0, 5.0])
+def test_a_head_starts_as_spherical_kmeans(scale: float) -> None:
+    rows = unit_tokens(24, centred=True)
+    found = centres(rows, 6, iterations=10, spherical=True, seed=0, gpu=False)
+    head = free_head()
+    before = head(torch.from_numpy(rows), [100, 60])[1]
+    start_at(head, found, scale)
+    features, logits = head(torch.from_numpy(rows), [100, 60])
+    cosines = rows @ found.T
+    np.testing.assert_allclose(logits.detach().numpy(), scale * cosines, atol=1e-3 * scale)
+    assert np.array_equal(logits.argmax(dim=1).numpy(), cosines.argmax(axis=1))
+    assert (before - logits).abs().max() > 1
+    assert torch.equal(features, head.norm(torch.from_numpy(rows)))  # blocks pass tokens on
+    logits.square().mean().backward()
+    for block in head.blocks:  # but learn from the first step on
+        assert block.out.weight.grad.abs().max() > 0
+        assert block.mlp[-1].weight.grad.abs().max() > 0
+
+
+def test_the_mean_of_a_token_over_many_channels_is_next_to_nothing() -> None:
+    rows = unit_tokens(512, centred=False)
+    found = centres(rows, 6, iterations=10, spherical=True, seed=0, gpu=False)
+    head = free_head(channels=512)
+    start_at(head, found, 20.0)
+    logits = head(torch.from_numpy(rows), [160])[1].detach().numpy()
+    np.testing.assert_allclose(logits, 20 * rows @ found.T, atol=0.5)
+    assert np.array_equal(logits.argmax(axis=1), (rows @ found.T).argmax(axis=1))
+
+
+@pytest.mark.parametrize(
+    "choices", [{"width": 16}, {"level_norm": True}, {"orthogonal": True}], ids=str
+)
+def test_a_head_that_changes_its_tokens_cannot_start_from_kmeans(choices: dict) -> None:
+    settings = {"width": None, "level_norm": False, "orthogonal": False, **choices}
+    head = Head([24], 6, depth=1, head_dim=8, mlp_hidden=20, **settings)
+    text = r"must take its tokens as they are .*: set head.width to null, .* or train.start to rand"
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    with pytest.raises(ValueError, match=text):
+        start_at(head, np.eye(6, head.width, dtype=np.float32), 20.0)
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
 def test_initial_values() -> None:

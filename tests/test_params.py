@@ -75,6 +75,32 @@ def test_windows_and_shards_must_fit_together(tmp_path: Path, tree: dict) -> Non
         load(tmp_path, tree)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("width", 192), ("level_norm", True), ("orthogonal", True)]
+)
+def test_a_start_from_kmeans_needs_a_head_that_fits(
+    tmp_path: Path, tree: dict, key: str, value: object
+) -> None:
+    tree["train"]["start"] = "kmeans"
+    tree["head"][key] = value
+    with pytest.raises(InputError, match=r"  train.start: .*: set head.width to null, .* random$"):
+        load(tmp_path, tree)
+    tree["train"]["start"] = "random"
+    assert getattr(load(tmp_path, tree).head, key) == value
+
+
+def test_every_level_of_the_context_has_its_weight(tmp_path: Path, tree: dict) -> None:
+    tree["context"]["weights"] = [1.0]
+    with pytest.raises(InputError, match=r"context: weights \(1\) must be as many as levels \(2\)"):
+        load(tmp_path, tree)
+    tree["context"].update(levels=["late", "context"], weights=[1.0, 0.0])
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, tree)
+    text = str(caught.value)
+    assert "context.weights.1: Input should be greater than 0, found 0.0" in text
+    assert "context.levels.1: Input should be" in text and "found 'context'" in text
+
+
 def test_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is missing: run the command in the project's folder"):
         params.load(tmp_path / "params.yaml")

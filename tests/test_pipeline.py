@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cache import params
 from cache.features import Features
 from cache.graphs import Graphs
 from cache.index import read_index
@@ -94,12 +95,14 @@ def test_groups_hold_whole_images_and_every_one_once(project: Project) -> None:
             assert np.array_equal(found, wanted)
 
 
-def test_group_graph_equals_brute_force(project: Project) -> None:
+@pytest.mark.parametrize("level", ["last", "context"])
+def test_group_graph_equals_brute_force(project: Project, level: str) -> None:
+    project.set("graph.level", level)
     project.ok("prepare", "extract", "graph")
-    features = Features.open("data/features.zarr")
     with Graphs("data/graph.h5") as graphs:
+        features = train.with_context(Features.open("data/features.zarr"), graphs)
         group = graphs.group(1, 0)
-    rows = np.concatenate([features.tokens("last", t) for t in group.tiles]).astype(np.float64)
+    rows = np.concatenate([features.tokens(level, t) for t in group.tiles]).astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = rows @ rows.T
     np.fill_diagonal(cosines, -np.inf)
@@ -116,8 +119,8 @@ def test_a_graph_of_another_version_is_refused(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.ok("prepare", "extract", "graph")
-    monkeypatch.setattr(Graphs, "format", 3)
-    project.fails("train", "data/graph.h5 has format 2", "dvc repro graph")
+    monkeypatch.setattr(Graphs, "format", 4)
+    project.fails("train", "data/graph.h5 has format 3", "dvc repro graph")
 
 
 @pytest.mark.parametrize(
@@ -191,11 +194,11 @@ def test_nan_in_the_cache_stops_the_training(project: Project) -> None:
     import zarr
 
     project.ok("prepare", "extract", "graph")
-    array = zarr.open_array("data/features.zarr/block_00", mode="r+")
+    array = zarr.open_array("data/features.zarr/block_05", mode="r+")
     values = array[:]
     values[5] = np.nan
     array[:] = values
-    project.fails("train", "block_00 has NaN or infinite values", "at tile 0")
+    project.fails("train", "block_05 has NaN or infinite values", "at tile 0")
 
 
 def test_a_diverging_loss_keeps_the_last_good_checkpoint(
@@ -223,6 +226,48 @@ def test_a_diverging_loss_keeps_the_last_good_checkpoint(
     assert "resumed: 1 epochs were finished" in project.run("train").output
 
 
+def test_the_start_from_kmeans_is_made_once(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.ok("prepare", "extract", "graph", "train")
+    expected = tree_bytes(Path("data/head"))
+    shutil.rmtree("data/head")
+
+    def stop(*_: object) -> None:
+        raise OSError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_fit_kmeans", stop)  # after the last epoch
+        project.fails("train", "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_start_centres", stop)
+        project.ok("train")
+    assert tree_bytes(Path("data/head")) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_start_centres", stop)
+        project.fails("train", "stopped")
+
+
+def test_the_first_head_is_kmeans_on_its_input(project: Project) -> None:
+    for key, value in (("train.lr", 1e-12), ("train.lr_end", 0.0), ("train.epochs", 1)):
+        project.set(key, value)
+    project.ok("prepare", "extract", "graph", "train")
+    chosen = params.load()
+    with Graphs("data/graph.h5") as graphs:
+        features = train.with_context(Features.open("data/features.zarr"), graphs)
+    rows = features.batch(["context"], features.tiles_of("train")).astype(np.float32)
+    cosines = rows @ train._start_centres(chosen, features).T
+    head = train.build_head(chosen, features)
+    head.load_state_dict(load_file("data/head/head.safetensors"))
+    with torch.no_grad():
+        logits = head(torch.from_numpy(rows), [48] * 6)[1].numpy()
+    # Few channels: the LayerNorm takes away their mean, which is not nothing.
+    assert np.corrcoef(logits.ravel(), cosines.ravel())[0, 1] > 0.98
+    assert (logits.argmax(axis=1) == cosines.argmax(axis=1)).mean() > 0.9
+    ratio = np.linalg.norm(logits) / np.linalg.norm(cosines)
+    assert ratio == pytest.approx(chosen.train.start_scale, rel=0.1)
+
+
 def test_a_checkpoint_of_a_head_with_other_shapes_is_refused(project: Project) -> None:
     project.ok("prepare", "extract", "graph", "train")
     path = Path("data/head/head.safetensors")
@@ -232,10 +277,19 @@ def test_a_checkpoint_of_a_head_with_other_shapes_is_refused(project: Project) -
     project.fails("segment", "data/head")
 
 
-def test_alpha_and_depth_reach_the_training(project: Project) -> None:
+def test_alpha_and_the_choices_of_the_head_reach_the_training(project: Project) -> None:
     project.ok("prepare", "extract", "graph", "train")
     first = tree_bytes(Path("data/head"))["head.safetensors"]
-    for key, value in (("graph.alpha", 0.0), ("head.width", None), ("head.level_norm", False)):
+    changes = (
+        ("graph.alpha", 0.0),
+        ("train.start_scale", 5.0),
+        ("train.start", "random"),
+        ("head.width", 64),
+        ("head.level_norm", True),
+        ("head.orthogonal", True),
+        ("head.levels", ["first", "context", "last"]),
+    )
+    for key, value in changes:
         project.set(key, value)
         project.ok("train")
         other = tree_bytes(Path("data/head"))["head.safetensors"]

@@ -115,10 +115,13 @@ def test_equals_extract_and_segment_with_nothing_but_the_head(trained: Project) 
 def test_windows_and_keys_equal_extract_and_segment(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    levels = {"head__levels": ["first", 2, "keys"], "kmeans__level": "keys"}
-    blocks = {"extract__blocks": ["first", 2], "graph__level": "keys", "extract__keys": True}
+    levels = {"head__levels": ["first", "context", 2, "keys"], "kmeans__level": "keys"}
+    others = {"graph__level": "keys", "context__levels": [2, "keys"]}
+    blocks = {"extract__blocks": ["first", 2], "extract__keys": True}
     tiling = {"extract__window": 64, "extract__stride": 48}
-    project = finish(tmp_path, weights, **levels, **blocks, **tiling)
+    paper = {"train__start": "random", "head__orthogonal": True, "head__level_norm": True}
+    choices = {**levels, **others, **blocks, **tiling, **paper, "head__width": 64}
+    project = finish(tmp_path, weights, **choices)
     monkeypatch.chdir(tmp_path)
     for predictor in PREDICTORS:
         predict_ok(project, "photos/images", "--out", predictor, "--predictor", predictor)

@@ -55,8 +55,11 @@ def test_the_paper_as_its_numbers_are() -> None:
     patches = (paper.extract.short_side // 16) ** 2 * paper.graph.group_images
     assert isinstance(paper.graph.k, float) and round(paper.graph.k * patches, -1) == 170
     assert (paper.clusters, paper.graph.alpha, paper.graph.scope) == (256, 0.3, "group")
+    blocks = ["first", "middle", "last"]
+    assert (paper.extract.blocks, paper.extract.final_norm) == (blocks, ["last"])
+    assert set(map(str, paper.context.levels)) <= set(blocks)
     assert (paper.graph.level, paper.kmeans.level, paper.train.beta) == ("last", "last", None)
-    assert paper.head.levels == ["first", "middle", "last"]
+    assert paper.head.levels == blocks
     assert (paper.head.width, paper.head.depth, paper.head.mlp_hidden) == (None, 2, 576)
     assert (paper.head.level_norm, paper.head.orthogonal) == (False, True)
     assert (paper.train.start, paper.train.epochs, paper.train.lr) == ("random", 40, 0.001)

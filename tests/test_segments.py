@@ -16,10 +16,12 @@ import zarr
 from cache import heads, parts
 from cache.errors import InputError
 from cache.features import Features
+from cache.graphs import Graphs
 from cache.segments import ImageMaps, Segments, write_maps
 from pipeline.head import Head
 from pipeline.kmeans import fit, scores
 from pipeline.predictors import Predictors, Window, score_maps
+from stages.train import with_context
 from tests.conftest import Project
 
 CLUSTERS = {"ours": 300, "ours_kmeans": 256, "kmeans": 4}
@@ -233,7 +235,8 @@ def trained(project: Project) -> Project:
 
 def naive_labels(image: int, height: int, width: int, temperature: float | None) -> np.ndarray:
     """The label map of "ours" by the shortest way, for images of one tile."""
-    features = Features.open("data/features.zarr")
+    with Graphs("data/graph.h5") as graphs:
+        features = with_context(Features.open("data/features.zarr"), graphs)
     state, _, manifest = heads.load_head("data/head")
     choices = dict(manifest["head"])
     levels = choices.pop("levels")
@@ -249,12 +252,22 @@ def naive_labels(image: int, height: int, width: int, temperature: float | None)
     return F.interpolate(maps, (height, width), mode="bilinear")[0].argmax(dim=0).numpy()
 
 
-@pytest.mark.parametrize("temperature", [None, 0.3])
-def test_stage_equals_the_short_way_and_repeats(
-    trained: Project, temperature: float | None
-) -> None:
-    trained.set("segment.temperature", temperature)
-    trained.ok("segment")
+PAPER = {
+    "train.start": "random",
+    "head.levels": ["first", "middle", "last"],
+    "head.width": 64,
+    "head.level_norm": True,
+    "head.orthogonal": True,
+    "segment.temperature": 0.3,
+}
+
+
+@pytest.mark.parametrize("choices", [{}, PAPER], ids=["default", "paper"])
+def test_stage_equals_the_short_way_and_repeats(trained: Project, choices: dict[str, Any]) -> None:
+    temperature = choices.get("segment.temperature")
+    for key, value in choices.items():
+        trained.set(key, value)
+    trained.ok("train", "segment")
     with Segments("data/segments.h5") as store:
         assert store.images == list(range(9))  # both splits
         for image in (0, 8):

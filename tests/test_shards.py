@@ -90,6 +90,37 @@ def test_a_batch_holds_tiles_below_each_other_and_levels_side_by_side(tmp_path: 
     assert np.array_equal(cache.tokens("last", 2), rows_of(cache, values["block_11"], 2))
 
 
+def test_a_derived_level_is_one_more_beside_the_stored_ones(tmp_path: Path) -> None:
+    cache, values = make_cache(tmp_path, "float16")
+
+    def make(levels: list[np.ndarray], grid_h: int, grid_w: int) -> np.ndarray:
+        last, first = levels
+        place = np.full((len(last), 2), (grid_h, grid_w))
+        return np.concatenate([last[:, :1] - first[:, :1], place], axis=1).astype(np.float16)
+
+    wider = cache.using("made", features.Derived(["last", "first"], 3, make))
+    assert (wider.channels("made"), wider.channels("last")) == (3, 4)
+    tiles = [6, 0, 4, 2]
+    rows = []
+    for tile in tiles:
+        last, first = (rows_of(cache, values[name], tile) for name in ("block_11", "block_00"))
+        made = make([last, first], *GRIDS[tile])
+        rows.append(np.concatenate([last, made, first], axis=1))
+    found = wider.batch(["last", "made", "first"], np.array(tiles))
+    assert found.dtype == np.float16 and np.array_equal(found, np.concatenate(rows))
+    assert np.array_equal(wider.tokens("made", 4), rows[2][:, 4:7])
+    assert np.array_equal(wider.tokens("first", 4), rows[2][:, 7:])
+    # The cache that it was made of knows nothing of it, and unknown levels stay unknown.
+    text = r"holds the levels first, last, not {}: add it to `extract.blocks`"
+    for read in (cache.channels, lambda level: cache.batch(["last", level], [0])):
+        with pytest.raises(InputError, match=text.format("made")):
+            read("made")
+    with pytest.raises(InputError, match=text.format("middle")):
+        wider.batch(["made", "middle"], [0])
+    with pytest.raises(InputError, match=text.format("middle")):
+        cache.using("made", features.Derived(["last", "middle"], 3, make))
+
+
 def test_int8_is_within_half_a_step_of_each_chunk(tmp_path: Path) -> None:
     cache, values = make_cache(tmp_path, "int8")
     for tile in range(len(GRIDS)):

@@ -1,8 +1,9 @@
-"""The groups of images that share one feature graph."""
+"""The groups of images that share a feature graph, and how the patches of a split are numbered."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -95,3 +96,37 @@ def share_inside(
         inside = np.isin(rows.indices, group)
         shares.append(rows.data[inside].sum() / max(totals[group].sum(), 1))
     return float(np.mean(shares))
+
+
+class Plan(NamedTuple):
+    """How the patches of a split are numbered, tile after tile, and cut into blocks.
+
+    Attributes:
+        tiles, sizes, firsts, blocks: of each tile its id, patches, first patch and block.
+        owner: of each tile the position of its image among the images of the split.
+        block_firsts: first patch of each block, and the number of patches.
+    """
+
+    tiles: np.ndarray
+    sizes: np.ndarray
+    firsts: np.ndarray
+    blocks: np.ndarray
+    owner: np.ndarray
+    block_firsts: np.ndarray
+
+    @classmethod
+    def of(cls, tiles: np.ndarray, sizes: list[int], images: np.ndarray, limit: int) -> Plan:
+        """Tiles in this order, with the ascending ids of their images.
+
+        A block is full at ``limit`` patches.
+        """
+        ends = np.cumsum(sizes)
+        firsts = ends - sizes
+        _, blocks = np.unique(firsts // limit, return_inverse=True)
+        starts = firsts[np.searchsorted(blocks, np.arange(blocks[-1] + 1))]
+        _, owner = np.unique(images, return_inverse=True)
+        return cls(tiles, np.asarray(sizes), firsts, blocks, owner, np.append(starts, ends[-1]))
+
+    def tile_of(self, patches: np.ndarray) -> np.ndarray:
+        """Position of the tile that each patch, given by its number, lies in."""
+        return np.searchsorted(self.firsts, patches, side="right") - 1

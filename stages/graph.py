@@ -51,7 +51,7 @@ from pipeline.cells import (
 from pipeline.graph import feature_graph, half_edges, pixel_edges, sum_edges
 from pipeline.kmeans import sample_plan, unit_rows
 from pipeline.knn import nearest, neighbour_count, top
-from pipeline.partition import follow, partition, share_inside, strongest
+from pipeline.partition import Plan, follow, partition, share_inside, strongest
 from stages import Stage
 
 CONTEXT = "context"  # the part that holds it
@@ -86,40 +86,6 @@ class Job(NamedTuple):
         found = context.Context(**read_context(Path(self.work), CONTEXT))
         make = Derived(self.context, found.channels, partial(context.apply, found))
         return Features.open(self.features).using(context.NAME, make)
-
-
-class Plan(NamedTuple):
-    """How the patches of a split are numbered, tile after tile, and cut into blocks.
-
-    Attributes:
-        tiles, sizes, firsts, blocks: of each tile its id, patches, first patch and block.
-        owner: of each tile the position of its image among the images of the split.
-        block_firsts: first patch of each block, and the number of patches.
-    """
-
-    tiles: np.ndarray
-    sizes: np.ndarray
-    firsts: np.ndarray
-    blocks: np.ndarray
-    owner: np.ndarray
-    block_firsts: np.ndarray
-
-    @classmethod
-    def of(cls, tiles: np.ndarray, sizes: list[int], images: np.ndarray) -> Plan:
-        """Tiles in this order, with the ascending ids of their images.
-
-        A block is full at `BLOCK_PATCHES`.
-        """
-        ends = np.cumsum(sizes)
-        firsts = ends - sizes
-        _, blocks = np.unique(firsts // BLOCK_PATCHES, return_inverse=True)
-        starts = firsts[np.searchsorted(blocks, np.arange(blocks[-1] + 1))]
-        _, owner = np.unique(images, return_inverse=True)
-        return cls(tiles, np.asarray(sizes), firsts, blocks, owner, np.append(starts, ends[-1]))
-
-    def tile_of(self, patches: np.ndarray) -> np.ndarray:
-        """Position of the tile that each patch, given by its number, lies in."""
-        return np.searchsorted(self.firsts, patches, side="right") - 1
 
 
 @click.command(cls=Stage)
@@ -289,7 +255,7 @@ def _name(kind: str, block: int) -> str:
 def _plan(job: Job) -> Plan:
     features = Features.open(job.features)
     tiles = features.tiles_of(job.split)
-    return Plan.of(tiles, features.sizes(tiles), features.tiles["image"][tiles])
+    return Plan.of(tiles, features.sizes(tiles), features.tiles["image"][tiles], BLOCK_PATCHES)
 
 
 def _blocks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from scipy.linalg import block_diag
 from scipy.sparse import csr_array
 
 from bench import angles, kmeans, ncut, spectral
+from bench import heads as bench_heads
 from bench.scoring import balanced
 from cache import heads
 from cache.artefact import read_json, write_json
@@ -188,3 +190,13 @@ def test_ncut_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "ncut_pytorch", None)
     with pytest.raises(click.ClickException, match=r"needs the package ncut-pytorch.*\[ncut\]"):
         ncut.embedding(around_axes(4, 6, 2), 2, None, seed=0, device="cpu")
+
+
+@pytest.mark.parametrize("predictor", ["ours", "ours_kmeans", "kmeans"])
+def test_trained_heads_score_as_the_stages_say(project: Project, predictor: str) -> None:
+    project.ok("prepare", "extract", "graph", "train", "segment", "eval")
+    (found,) = tables(bench_heads.main, "data/head", "--predictor", predictor)
+    metrics = json.loads(Path("results/metrics.json").read_text())[predictor]
+    for matching in ("majority_iou", "hungarian"):
+        oracle = metrics[matching]["oracle"]
+        assert found[matching] == pytest.approx([oracle["miou"], oracle["accuracy"]])

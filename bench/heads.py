@@ -9,11 +9,10 @@ import click
 import numpy as np
 import torch
 
-from bench.scoring import MATCHED, Labelled, count_table, labelled
+from bench.scoring import Labelled, count_table, labelled, matched
 from cache import heads, params
 from cache.features import Features
 from cache.labels import read_labels
-from pipeline.evaluation import MATCHINGS, confusion, scores
 from pipeline.predictors import Inputs, Predictors, restore, score_maps, window
 from pipeline.upsampling import upsample_argmax
 
@@ -37,10 +36,8 @@ def main(folders: tuple[str, ...], predictor: str) -> None:
         predict = partial(_ids, *found, levels, features, predictor, temperature)
         items = labelled(chosen, features, levels, chosen.data.eval)
         table = count_table(items, predict, clusters, len(classes))
-        result = {name: scores(confusion(table, MATCHINGS[name](table))) for name in MATCHED}
-        values = {name: (score.miou, score.accuracy) for name, score in result.items()}
         facts = {"head": folder, "predictor": predictor, "clusters": clusters}
-        click.echo(json.dumps({**facts, "used": int(table.any(axis=1).sum()), **values}))
+        click.echo(json.dumps({**facts, "used": int(table.any(axis=1).sum()), **matched(table)}))
 
 
 def _ids(

@@ -106,7 +106,11 @@ def score(
     items: Iterable[Labelled], predict: Callable[[Labelled], np.ndarray], k: int, classes: int
 ) -> Scores:
     """Score clusters, mapped to classes by an oracle; the arguments are those of `count_table`."""
-    counts = count_table(items, predict, k, classes)
+    return matched(count_table(items, predict, k, classes))
+
+
+def matched(counts: np.ndarray) -> Scores:
+    """Score a table of `count_table` with each of `MATCHED`, fitted on the table itself."""
     found = {name: scores_of(confusion(counts, MATCHINGS[name](counts))) for name in MATCHED}
     return {name: (values.miou, values.accuracy) for name, values in found.items()}
 

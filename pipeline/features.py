@@ -54,18 +54,23 @@ class Levels(NamedTuple):
         return cls(blocks, tuple(normed), "keys" in names, bfloat16)
 
 
+def named_blocks(depth: int) -> dict[str, int]:
+    """The number, from 0, of every block that has a name."""
+    return {
+        "first": 0,
+        "middle": depth // 2,
+        "late": max(3 * depth // 4 - 1, 0),
+        "last": depth - 1,
+    }
+
+
 def block_numbers(blocks: Sequence[int | str], depth: int) -> list[int]:
     """Block numbers from 0 for names (first, middle, late, last) or numbers, sorted, each once.
 
     Raises:
         ValueError: a number is not a block of this model.
     """
-    names = {
-        "first": 0,
-        "middle": depth // 2,
-        "late": max(3 * depth // 4 - 1, 0),
-        "last": depth - 1,
-    }
+    names = named_blocks(depth)
     numbers = {names[block] if isinstance(block, str) else block for block in blocks}
     beyond = sorted(number for number in numbers if number >= depth)
     if beyond:

@@ -31,6 +31,7 @@ from pipeline.features import (
     check_keys,
     downsample,
     half_tokens,
+    named_blocks,
 )
 from pipeline.tiles import Layout, Tile, plan_layout, plan_tiles
 from stages import Stage
@@ -321,8 +322,7 @@ def describe(chosen: params.Params, rows: list[ImageRow], backbone: Backbone) ->
 def _level_names(blocks: Sequence[int], depth: int, keys: bool) -> dict[str, str]:
     """Every name of a cached level, and the array that holds it."""
     names = {str(n): f"block_{n:02d}" for n in blocks}
-    for name in ("first", "middle", "late", "last"):
-        (number,) = block_numbers([name], depth)
+    for name, number in named_blocks(depth).items():
         if number in blocks:
             names[name] = f"block_{number:02d}"
     return {**names, "keys": "keys"} if keys else names

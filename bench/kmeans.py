@@ -7,15 +7,14 @@ from functools import partial
 import click
 import numpy as np
 
-from bench.scoring import Labelled, balanced, enlarge, labelled, sample, score, show_scores
+from bench.scoring import Labelled, balanced, cached, enlarge, labelled, sample, score, show_scores
 from cache import params
-from cache.features import Features
 from cache.labels import read_labels
 from pipeline import kmeans
 
 
 @click.command()
-@click.option("--level", default="last", help="Cached level, or several, joined by commas.")
+@click.option("--level", default="last", help="Level, also `context`, or several, by commas.")
 @click.option("--clusters", default=256, show_default=True, help="K.")
 @click.option("--spherical/--no-spherical", default=None, help="By default as in params.yaml.")
 @click.option("--whiten", default=None, type=int, help="PCA-whiten to so many dimensions first.")
@@ -39,7 +38,7 @@ def main(
     and the single values as JSON.
     """
     chosen = params.load()
-    features = Features.open("data/features.zarr")
+    features = cached()
     classes, _ = read_labels("data/labels.csv")
     levels = level.split(",")
     channels = [features.channels(name) for name in levels]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.scoring import Labelled, count_table, labelled
+from bench.scoring import Labelled, cached, count_table, labelled
 from cache import params
 from cache.features import Features
 from cache.labels import IGNORE, read_labels
@@ -20,7 +20,7 @@ from pipeline.upsampling import upsample_argmax
 
 
 @click.command()
-@click.option("--level", default="last", help="Cached level, or several, joined by commas.")
+@click.option("--level", default="last", help="Level, also `context`, or several, by commas.")
 @click.option("--epochs", default=20, show_default=True, help="Passes over the training patches.")
 @click.option("--seed", default=0, show_default=True, help="Of weights and order.")
 def main(level: str, epochs: int, seed: int) -> None:
@@ -30,7 +30,7 @@ def main(level: str, epochs: int, seed: int) -> None:
     logits are interpolated to full resolution before the argmax. Needs a cache of whole images.
     """
     chosen = params.load()
-    features = Features.open("data/features.zarr")
+    features = cached()
     classes, _ = read_labels("data/labels.csv")
     levels = level.split(",")
     tokens, targets = _training_set(chosen, features, levels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -13,12 +14,14 @@ import torch
 
 from cache import params
 from cache.features import Features
+from cache.graphs import Graphs
 from cache.index import read_index
 from cache.labels import read_label, read_labels
 from pipeline import kmeans
 from pipeline.evaluation import MATCHINGS, confusion, count
 from pipeline.evaluation import scores as scores_of
 from pipeline.upsampling import upsample_argmax
+from stages.train import with_context
 
 MATCHED = ("majority_iou", "hungarian")
 
@@ -31,6 +34,16 @@ class Labelled(NamedTuple):
     tokens: np.ndarray  # float16 (grid_h * grid_w, channels of all levels)
     grid: tuple[int, int]
     label: np.ndarray  # uint8 (height, width), 255 = ignore
+
+
+def cached() -> Features:
+    """data/features.zarr; with the level `context` of data/graph.h5 where there is one."""
+    features = Features.open("data/features.zarr")
+    if not Path("data/graph.h5").exists():
+        return features
+    with Graphs("data/graph.h5") as graphs:
+        graphs.check_features(features.manifest["fingerprint"])
+        return with_context(features, graphs)
 
 
 def labelled(

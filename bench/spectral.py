@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 
-from bench.scoring import Labelled, balanced, enlarge, labelled, sample, score, show_scores
+from bench.scoring import Labelled, balanced, cached, enlarge, labelled, sample, score, show_scores
 from cache import params
 from cache.features import Features
 from cache.labels import read_labels
@@ -119,7 +119,7 @@ def extend(found: Spectrum, rows: np.ndarray, k: int) -> np.ndarray:
 
 def contest(chosen: params.Params, choices: Choices, facts: Mapping[str, Any], fit: Fit) -> None:
     """K-means on the unit rows of an embedding, for every K: scored over the seeds, and printed."""
-    features = Features.open("data/features.zarr")
+    features = cached()
     classes, _ = read_labels("data/labels.csv")
     sizes = [int(k) for k in choices.clusters.split(",")]
     found: dict[int, list] = {k: [] for k in sizes}

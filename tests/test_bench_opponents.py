@@ -57,6 +57,19 @@ def test_kmeans_takes_every_choice_of_the_sweep(project: Project) -> None:
     assert len(set(scores)) == 4  # each choice is heard
 
 
+def test_kmeans_on_context_is_that_of_training(project: Project) -> None:
+    project.set("kmeans.level", "context")
+    asked = ["--level", "context", "--clusters", "6", "--seeds", "1"]
+    project.ok("prepare", "extract")
+    result = CliRunner().invoke(kmeans.main, asked)
+    assert result.exit_code == 1 and "context" in str(result.exception)  # no graph, no context
+    project.ok("graph", "train")
+    (found,) = tables(kmeans.main, *asked)
+    (trained,) = tables(bench_heads.main, "data/head", "--predictor", "kmeans")
+    for matching in ("majority_iou", "hungarian"):
+        assert found[matching][0] == pytest.approx(trained[matching])
+
+
 def test_the_spectrum_is_that_of_the_random_walk() -> None:
     rows, k = around_axes(20, 12, 4), 15
     found = spectral.spectrum(rows, k, 6, seed=0)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cache.artefact import write_text
 from cache.errors import InputError
-from cache.params import Params
+from cache.params import Params, parse
 
 Changes = dict[str, Any]
 """Values by dotted key, such as ``{"graph.alpha": 0.3}``."""
@@ -31,7 +31,7 @@ def read_preset(folder: str | Path, name: str) -> Changes:
         )
     path = presets[name]
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -48,7 +48,7 @@ def parse_setting(text: str) -> Changes:
     key, equals, value = text.partition("=")
     try:
         if equals:
-            return {key: yaml.safe_load(value)}
+            return {key: parse(value)}
     except yaml.YAMLError:
         pass
     raise InputError(f"a setting must be key=value, such as graph.alpha=0.3, found {text!r}.")

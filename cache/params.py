@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -209,6 +210,24 @@ class Params(_Section):
         return tuple(dict.fromkeys((self.data.train, self.data.eval)))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of YAML 1.2: DVC writes 0.00001 as 1e-05, to YAML 1.1 a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse(text: str) -> Any:
+    """What a text in YAML says, read as DVC reads and writes it.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    return yaml.load(text, _Loader)
+
+
 def load(path: str | Path = "params.yaml") -> Params:
     """Read and check the parameters.
 
@@ -217,7 +236,7 @@ def load(path: str | Path = "params.yaml") -> Params:
             value; every fault is listed with its dotted key and the values that are valid.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = parse(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
             f"{path} is missing: run the command in the project's folder, or give --params."

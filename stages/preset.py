@@ -33,8 +33,7 @@ def flow(value: Any) -> str:
     """A value in the grammar of Hydra's overrides, without spaces or quotes.
 
     Raises:
-        InputError: it is a text that would need them, or a number that DVC would write as a text:
-            what it writes as 1e-05 is none to YAML 1.1.
+        InputError: it is a text that would need them.
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -43,11 +42,10 @@ def flow(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{flow(key)}:{flow(item)}' for key, item in value.items())}}}"
     text = str(value)
-    if not WORD.fullmatch(text) or (isinstance(value, float) and "e" in text):
+    if not WORD.fullmatch(text):
         raise InputError(
             "to pass through a shell and DVC, a text of a preset must be of letters, digits and "
-            "./:_- and a number at least 0.0001 in size, or 0, "
-            f"found {value!r}: write it into params.yaml by hand."
+            f"./:_-, found {value!r}: write it into params.yaml by hand."
         )
     return text
 

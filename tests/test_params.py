@@ -29,6 +29,16 @@ def test_the_shipped_file_is_valid_and_names_every_key(tree: dict) -> None:
     assert chosen.data == chosen.datasets[chosen.dataset]
 
 
+@pytest.mark.parametrize("text", ["1e-05", "2.5e-07", "0.00001", "1e3", "-3E2"])
+def test_numbers_are_read_as_dvc_writes_them(text: str) -> None:
+    assert params.parse(f"lr: {text}") == {"lr": float(text)}
+
+
+@pytest.mark.parametrize("text", ["1e", "e5", "1e-5x", "12", "v1e3"])
+def test_what_looks_like_a_number_stays_what_it_is(text: str) -> None:
+    assert params.parse(f"key: {text}") == {"key": 12 if text == "12" else text}
+
+
 def test_all_faults_are_reported_with_their_dotted_keys(tmp_path: Path, tree: dict) -> None:
     tree["graph"]["alhpa"] = 0.1
     tree["graph"]["pixel"][0]["width"] = 2.0

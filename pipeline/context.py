@@ -114,12 +114,17 @@ def average(
         float32, of the same shape.
     """
     values = torch.from_numpy(rows)
-    y, x = torch.meshgrid(torch.arange(grid_h), torch.arange(grid_w), indexing="ij")
-    places = torch.stack([y.ravel(), x.ravel()], dim=1).float() / (reach * 2**0.5)
+    at_a_time = max(1, QUERIES // grid_w)  # rows of the grid
+    y, x = (_penalties(side, reach) for side in (grid_h, grid_w))
     averaged = []
-    for queries, near in zip(values.split(QUERIES), places.split(QUERIES), strict=True):
-        distances = (near[:, None, 0] - places[None, :, 0]) ** 2
-        distances += (near[:, None, 1] - places[None, :, 1]) ** 2
-        logits = torch.addmm(-distances, queries, values.T, alpha=1 / temperature, beta=1)
+    for queries, near in zip(values.split(at_a_time * grid_w), y.split(at_a_time), strict=True):
+        places = (near[:, None, :, None] + x[None, :, None, :]).reshape(len(queries), -1)
+        logits = torch.addmm(places, queries, values.T, alpha=1 / temperature)
         averaged.append(torch.softmax(logits, dim=1) @ values)
     return torch.cat(averaged).numpy()
+
+
+def _penalties(side: int, reach: float) -> torch.Tensor:
+    """Logarithm of the Gaussian over distances along one side of a grid: ``(side, side)``."""
+    places = torch.arange(side, dtype=torch.float32) / (reach * 2**0.5)
+    return -((places[:, None] - places) ** 2)

@@ -19,7 +19,7 @@ import numpy as np
 from cache import parts
 from cache.errors import InputError
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Csr(NamedTuple):

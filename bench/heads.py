@@ -9,12 +9,12 @@ import click
 import numpy as np
 import torch
 
-from bench.scoring import Labelled, count_table, labelled, matched
+from bench.scoring import Labelled, count_table, labelled, matched, pixels
 from cache import heads, params
 from cache.features import Features
 from cache.labels import read_labels
+from pipeline.crf import Crf, choose_crf
 from pipeline.predictors import Inputs, Predictors, restore, score_maps, window
-from pipeline.upsampling import upsample_argmax
 
 
 @click.command()
@@ -23,9 +23,11 @@ from pipeline.upsampling import upsample_argmax
 def main(folders: tuple[str, ...], predictor: str) -> None:
     """Score the trained heads in FOLDERS, with the oracle mapping.
 
-    Needs a cache of whole images. Prints mIoU and accuracy by matching as a line of JSON each.
+    Needs a cache of whole images; the CRF is that of params.yaml. Prints mIoU and accuracy by
+    matching as a line of JSON each.
     """
     chosen = params.load()
+    crf = choose_crf(**chosen.segment.crf.model_dump())
     features = Features.open("data/features.zarr")
     classes, _ = read_labels("data/labels.csv")
     for folder in folders:
@@ -33,10 +35,10 @@ def main(folders: tuple[str, ...], predictor: str) -> None:
         found = restore(manifest, state, fitted, torch.device("cpu"))
         levels = sorted(found[0].stored, key=str)
         clusters, temperature = manifest["head"]["clusters"], chosen.segment.temperature
-        predict = partial(_ids, *found, levels, features, predictor, temperature)
+        predict = partial(_ids, *found, levels, features, predictor, temperature, crf)
         items = labelled(chosen, features, levels, chosen.data.eval)
         table = count_table(items, predict, clusters, len(classes))
-        facts = {"head": folder, "predictor": predictor, "clusters": clusters}
+        facts = {"head": folder, "predictor": predictor, "crf": bool(crf), "clusters": clusters}
         click.echo(json.dumps({**facts, "used": int(table.any(axis=1).sum()), **matched(table)}))
 
 
@@ -47,6 +49,7 @@ def _ids(
     features: Features,
     predictor: str,
     temperature: float | None,
+    crf: Crf | None,
     item: Labelled,
 ) -> np.ndarray:
     """Cluster ids of one image: integers ``(height, width)``."""
@@ -54,7 +57,7 @@ def _ids(
     tokens = dict(zip(levels, np.split(item.tokens, ends, axis=1), strict=True))
     tile = window(tokens, inputs, (0, 0), item.grid, False, torch.device("cpu"))
     maps = score_maps(predictors, [tile], *item.grid, temperature=temperature, eigenfunctions=1)
-    return upsample_argmax(getattr(maps, predictor), *item.label.shape)
+    return pixels(getattr(maps, predictor), item, crf)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from bench.scoring import Labelled, balanced, cached, enlarge, labelled, sample,
 from cache import params
 from cache.labels import read_labels
 from pipeline import kmeans
+from pipeline.crf import Crf, choose_crf
 
 
 @click.command()
@@ -33,11 +34,12 @@ def main(
     """Fit K-means on the training split of data/features.zarr and score the evaluation split.
 
     Needs a cache of whole images. Of several levels each one's tokens are divided by their length
-    before they are joined. A power of 0.5 whitens, 0.25 half-whitens, 0 only projects. Prints mIoU
-    and accuracy (majority_iou and hungarian, oracle mapping) as mean over the seeds with max - min,
-    and the single values as JSON.
+    before they are joined. A power of 0.5 whitens, 0.25 half-whitens, 0 only projects. The CRF is
+    that of params.yaml. Prints mIoU and accuracy (majority_iou and hungarian, oracle mapping) as
+    mean over the seeds with max - min, and the single values as JSON.
     """
     chosen = params.load()
+    crf = choose_crf(**chosen.segment.crf.model_dump())
     features = cached()
     classes, _ = read_labels("data/labels.csv")
     levels = level.split(",")
@@ -56,16 +58,18 @@ def main(
             seed=seed,
         )
         items = labelled(chosen, features, levels, chosen.data.eval)
-        predict = partial(_ids, model, channels, nearest)
+        predict = partial(_ids, model, channels, nearest, crf)
         found.append(score(items, predict, clusters, len(classes)))
-    setting = {"level": level, "clusters": clusters, "spherical": spherical}
+    setting = {"level": level, "clusters": clusters, "spherical": spherical, "crf": bool(crf)}
     show_scores({**setting, "whiten": whiten, "power": power, "nearest": nearest}, found)
 
 
-def _ids(model: kmeans.KMeans, channels: list[int], nearest: bool, item: Labelled) -> np.ndarray:
+def _ids(
+    model: kmeans.KMeans, channels: list[int], nearest: bool, crf: Crf | None, item: Labelled
+) -> np.ndarray:
     """Cluster ids of one image: integers ``(height, width)``."""
     scores = kmeans.scores(model, balanced(item.tokens, channels))
-    return enlarge(scores, item.grid, item.label.shape, nearest)
+    return enlarge(scores, item, nearest, crf)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 from cache import params
 from cache.features import Features
 from cache.graphs import Graphs
+from cache.images import read_image
 from cache.index import read_index
 from cache.labels import read_label, read_labels
 from pipeline import kmeans
+from pipeline.crf import Crf, label_map
 from pipeline.evaluation import MATCHINGS, confusion, count
 from pipeline.evaluation import scores as scores_of
-from pipeline.upsampling import upsample_argmax
 from stages.train import with_context
 
 MATCHED = ("majority_iou", "hungarian")
@@ -34,6 +36,7 @@ class Labelled(NamedTuple):
     tokens: np.ndarray  # float16 (grid_h * grid_w, channels of all levels)
     grid: tuple[int, int]
     label: np.ndarray  # uint8 (height, width), 255 = ignore
+    path: str  # of the image
 
 
 def cached() -> Features:
@@ -58,7 +61,7 @@ def labelled(
         if row.id in truth:
             tokens = features.batch(levels, [tile])
             grid = int(entry["grid_h"]), int(entry["grid_w"])
-            yield Labelled(tokens, grid, read_label(truth[row.id].path))
+            yield Labelled(tokens, grid, read_label(truth[row.id].path), row.path)
 
 
 def balanced(tokens: np.ndarray, channels: Sequence[int]) -> np.ndarray:
@@ -91,18 +94,26 @@ def sample(
 
 
 def enlarge(
-    scores: np.ndarray, grid: tuple[int, int], size: tuple[int, int], nearest: bool = False
+    scores: np.ndarray, item: Labelled, nearest: bool = False, crf: Crf | None = None
 ) -> np.ndarray:
-    """Cluster ids at the pixels: scores ``(patches, K)`` of a grid -> integers of the size.
+    """Cluster ids at an item's pixels: scores ``(patches, K)`` -> integers ``(height, width)``.
 
-    Scores are interpolated, then the greatest wins; with `nearest` a pixel takes its patch's id.
+    Scores are interpolated, then the greatest wins, after a CRF if there is one; with `nearest` a
+    pixel takes its patch's id.
     """
-    maps = torch.from_numpy(scores).T.reshape(-1, *grid)
+    maps = torch.from_numpy(scores).T.reshape(-1, *item.grid)
     if nearest:
         ids = maps.argmax(dim=0)[None, None].float()
-        large = torch.nn.functional.interpolate(ids, size, mode="nearest")
+        large = torch.nn.functional.interpolate(ids, item.label.shape, mode="nearest")
         return large[0, 0].long().numpy()
-    return upsample_argmax(maps, *size)
+    return pixels(maps, item, crf)
+
+
+def pixels(maps: Tensor, item: Labelled, crf: Crf | None) -> np.ndarray:
+    """Cluster ids at an item's pixels: score maps ``(K, h, w)`` -> uint16 ``(height, width)``."""
+    height, width = item.label.shape
+    image = None if crf is None else read_image(item.path)
+    return label_map(maps, height, width, image, crf)
 
 
 def count_table(

@@ -168,7 +168,7 @@ def _preparation(points: np.ndarray, whiten: int | None, power: float) -> kmeans
 
 def _ids(model: kmeans.KMeans, width: int, item: Labelled) -> np.ndarray:
     """Cluster ids of one image: integers ``(height, width)``."""
-    return enlarge(kmeans.scores(model, item.tokens[:, :width]), item.grid, item.label.shape)
+    return enlarge(kmeans.scores(model, item.tokens[:, :width]), item)
 
 
 if __name__ == "__main__":

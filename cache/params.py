@@ -143,8 +143,17 @@ class KMeansParams(_Section):
     whiten: Count | None
 
 
+class CrfParams(_Section):
+    iterations: Annotated[int, Field(ge=0)]
+    temperature: Positive
+    weight: Positive
+    reach: Positive
+    colour: Positive
+
+
 class SegmentParams(_Section):
     temperature: Positive | None
+    crf: CrfParams
 
 
 class ReportParams(_Section):

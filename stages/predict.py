@@ -18,11 +18,11 @@ from cache.images import Photo, cut_tile, find_photos, read_image, resize
 from cache.progress import track
 from cache.segments import PREDICTORS
 from pipeline.colours import class_colours, colour, overlay, palette
+from pipeline.crf import Crf, choose_crf, label_map
 from pipeline.device import choose_device, hardware_bfloat16
 from pipeline.features import Backbone, Levels, half_tokens
 from pipeline.predictors import Inputs, Predictors, Window, restore, score_maps, window
 from pipeline.tiles import Tile, plan_tiles
-from pipeline.upsampling import upsample_argmax
 from stages import Stage
 
 # By name, for evaluation is out of reach here: it is next to the ground truth.
@@ -65,6 +65,7 @@ class Naming(NamedTuple):
     type=click.FloatRange(min=0, min_open=True),
     help="As `segment.temperature`; without it the logits are interpolated.",
 )
+@click.option("--crf", default=0, type=click.IntRange(min=0), help="Iterations of a CRF; 5 do.")
 def main(
     images: tuple[str, ...],
     out: str,
@@ -75,6 +76,7 @@ def main(
     weights: str | None,
     device: str,
     temperature: float | None,
+    crf: int,
 ) -> None:
     """Segment new IMAGES (files, and folders with all below them) with a trained head.
 
@@ -83,6 +85,7 @@ def main(
     overlays/<name>.jpg, classes.txt and legend.png to the folder --out.
     """
     hardware = choose_device(device)
+    refined = choose_crf(crf)
     head = heads.load_head(head_path)
     photos = find_photos(images, predictions.outputs(out))
     known = find_mapping(mapping, head[2]["fingerprint"])
@@ -95,12 +98,13 @@ def main(
         "classes": naming.classes,
         "values": fingerprint(naming.values.tolist()),
         "temperature": temperature,
+        "crf": None if refined is None else refined._asdict(),
     }
     model = load_model(head, weights, hardware)
     predictions.start(out, origin)
     if naming.classes:
         predictions.write_classes(out, naming.classes, naming.colours)
-    faults = list(write_all(out, photos, model, naming, predictor, temperature))
+    faults = list(write_all(out, photos, model, naming, predictor, temperature, refined))
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
@@ -207,6 +211,7 @@ def write_all(
     naming: Naming,
     predictor: str,
     temperature: float | None,
+    crf: Crf | None,
 ) -> Iterator[str]:
     """Write the label map and the overlay of every photo; what is wrong with the bad ones."""
     way_out = "Replace or remove the file, then run predict again."
@@ -214,7 +219,7 @@ def write_all(
     for photo in track(photos, "segmenting"):
         try:
             image = read_image(photo.path, way_out)
-            clusters = segment_image(model, image, predictor, temperature)
+            clusters = segment_image(model, image, predictor, temperature, crf)
         except InputError as error:
             yield str(error)
             continue
@@ -227,7 +232,11 @@ def write_all(
 
 
 def segment_image(
-    model: Model, image: np.ndarray, predictor: str, temperature: float | None
+    model: Model,
+    image: np.ndarray,
+    predictor: str,
+    temperature: float | None,
+    crf: Crf | None = None,
 ) -> np.ndarray:
     """Cluster ids of one image, as extract and segment would find them.
 
@@ -254,7 +263,7 @@ def segment_image(
         temperature=temperature,
         eigenfunctions=1,
     )
-    return upsample_argmax(getattr(found, predictor), height, width)
+    return label_map(getattr(found, predictor), height, width, image, crf)
 
 
 def read_windows(model: Model, resized: np.ndarray, tiles: Sequence[Tile]) -> Iterator[Window]:

@@ -14,12 +14,13 @@ from cache import heads, params, parts
 from cache.artefact import fingerprint, size, work_folder
 from cache.errors import InputError
 from cache.features import Features
+from cache.images import read_image
 from cache.index import ImageRow, read_index
 from cache.part_jobs import fill
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
+from pipeline.crf import Crf, choose_crf, label_map
 from pipeline.device import choose_device
 from pipeline.predictors import Inputs, Predictors, Window, restore, score_maps, window
-from pipeline.upsampling import upsample_argmax
 from stages import Stage
 
 PART_IMAGES = 8  # images of one part: what a kill loses at most
@@ -34,6 +35,7 @@ class Job(NamedTuple):
     head: str
     mark: str
     temperature: float | None
+    crf: Crf | None
     device: str
     clusters: tuple[int, ...]
 
@@ -47,11 +49,12 @@ class Job(NamedTuple):
 def main(params_path: str, features_path: str, head_path: str, index: str, out: str) -> None:
     """Turn cached features into label maps at the images' resolution.
 
-    Reads data/features.zarr, data/head and data/index.csv (no image, no ViT), writes
-    data/segments.h5: for every image of the training and the evaluation split the cluster ids of
-    the three predictors and the first eigenfunctions. Interrupted, it goes on where it was.
+    Reads data/features.zarr, data/head and data/index.csv (no ViT, and images only for a CRF),
+    writes data/segments.h5: for every image of the training and the evaluation split the cluster
+    ids of the three predictors and the first eigenfunctions. Interrupted, it goes on where it was.
     """
     chosen = params.load(params_path)
+    crf = choose_crf(**chosen.segment.crf.model_dump())
     features = Features.open(features_path)
     _, centres, head_manifest = heads.load_head(head_path)
     _check_features(head_path, head_manifest, features)
@@ -61,28 +64,27 @@ def main(params_path: str, features_path: str, head_path: str, index: str, out: 
     manifest = _manifest(chosen, features, head_manifest, rows, clusters)
     mark = manifest["fingerprint"]
     with work_folder(out, mark) as work:
-        settings = (chosen.segment.temperature, chosen.compute.device, clusters)
+        settings = (chosen.segment.temperature, crf, chosen.compute.device, clusters)
         job = Job(str(work), features_path, head_path, mark, *settings)
         images = {
-            f"{i:08d}": ([(row.id, row.height, row.width) for row in rows[i : i + PART_IMAGES]],)
-            for i in range(0, len(rows), PART_IMAGES)
+            f"{i:08d}": (rows[i : i + PART_IMAGES],) for i in range(0, len(rows), PART_IMAGES)
         }
         names = fill(fill_part, job, images, chosen.compute, "segmenting")
         parts.assemble(work, names, out, manifest)
     click.echo(f"{out}: {len(rows)} images, {size(out) / 1e6:.1f} MB")
 
 
-def fill_part(job: Job, name: str, images: Sequence[tuple[int, int, int]]) -> None:
-    """Compute and write the maps of some images, given as (id, height, width) in pixels."""
+def fill_part(job: Job, name: str, images: Sequence[ImageRow]) -> None:
+    """Compute and write the maps of some images."""
     clusters = dict(zip(PREDICTORS, job.clusters, strict=True))
     write_maps(job.work, name, _maps(job, images), clusters)
 
 
-def _maps(job: Job, images: Sequence[tuple[int, int, int]]) -> Iterator[ImageMaps]:
+def _maps(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
     features, inputs, predictors = _inputs(job)
     patch, device = features.manifest["patch"], choose_device(job.device)
-    for image, height, width in images:
-        tiles = _tiles(features, image)
+    for image in images:
+        tiles = _tiles(features, image.id)
         row = features.tiles[tiles[0]]
         found = score_maps(
             predictors,
@@ -92,8 +94,12 @@ def _maps(job: Job, images: Sequence[tuple[int, int, int]]) -> Iterator[ImageMap
             temperature=job.temperature,
             eigenfunctions=EIGENFUNCTIONS,
         )
-        labels = {name: upsample_argmax(getattr(found, name), height, width) for name in PREDICTORS}
-        yield ImageMaps(image, labels, found.eigenfunctions.cpu().numpy())
+        pixels = None if job.crf is None else read_image(image.path)
+        labels = {
+            name: label_map(getattr(found, name), image.height, image.width, pixels, job.crf)
+            for name in PREDICTORS
+        }
+        yield ImageMaps(image.id, labels, found.eigenfunctions.cpu().numpy())
 
 
 def _tiles(features: Features, image: int) -> np.ndarray:
@@ -164,6 +170,7 @@ def _manifest(
         "features": features.manifest["fingerprint"],
         "head": head["fingerprint"],
         "temperature": chosen.segment.temperature,
+        "crf": chosen.segment.crf.model_dump() if chosen.segment.crf.iterations else None,
         "clusters": dict(zip(PREDICTORS, clusters, strict=True)),
         "images": [row.id for row in rows],
     }

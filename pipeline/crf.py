@@ -1,0 +1,117 @@
+"""Label maps that follow the colours of the image: a fully connected CRF on the scores."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.upsampling import upsample_argmax
+
+POINTS = 7  # along the side of a patch, at which the CRF looks: half the pixels of a 14 px patch
+SMOOTHNESS = 3.0  # weight of the second kernel, over places alone, one point wide
+
+
+class Crf(NamedTuple):
+    """Kraehenbuehl and Koltun's CRF, whose pairs are all pairs of points of an image.
+
+    Attributes:
+        iterations: of mean field.
+        temperature: of the softmax over clusters, in standard deviations of a patch's scores.
+        weight: of the kernel over places and colours.
+        reach: its standard deviation over places, in patches.
+        colour: its standard deviation over each of red, green and blue, of 255.
+    """
+
+    iterations: int
+    temperature: float = 0.8
+    weight: float = 10.0
+    reach: float = 5.0
+    colour: float = 13.0
+
+
+def choose_crf(iterations: int, **constants: float) -> Crf | None:
+    """The CRF with these constants, None without iterations.
+
+    Raises:
+        ValueError: its package is not installed.
+    """
+    if not iterations:
+        return None
+    if find_spec("pydensecrf") is None:
+        raise ValueError(
+            "segment.crf needs the package pydensecrf2, which is compiled where it is installed: "
+            'run `pip install "eigenseg[crf]"`, or leave the CRF out (0 iterations)'
+        )
+    return Crf(iterations, **constants)
+
+
+def label_map(
+    scores: Tensor,
+    height: int,
+    width: int,
+    image: np.ndarray | None = None,
+    crf: Crf | None = None,
+) -> np.ndarray:
+    """Cluster ids at the pixels: with a CRF `refine`, without one `upsample_argmax`.
+
+    Args:
+        scores: float32 ``(K, h, w)``, higher is better.
+        image: uint8 ``(H, W, 3)``, needed by a CRF.
+
+    Returns:
+        uint16 ``(height, width)``.
+    """
+    if crf is None or image is None:
+        return upsample_argmax(scores, height, width)
+    return refine(scores, height, width, image, crf)
+
+
+def refine(scores: Tensor, height: int, width: int, image: np.ndarray, crf: Crf) -> np.ndarray:
+    """Cluster ids at the pixels, from the mean field of a CRF at `POINTS` a patch.
+
+    Only clusters that are the best of some patch take part. Scores of predictors differ in scale
+    (logits, cosines, distances), so they are divided by their standard deviation over the clusters,
+    a patch's, on average over the patches.
+
+    Args, returns:
+        As of `label_map`.
+
+    Raises:
+        ValueError: a score is not finite.
+        ImportError: pydensecrf2 is not installed.
+    """
+    best = upsample_argmax(scores, *scores.shape[1:])
+    ids = np.unique(best)
+    if len(ids) == 1:
+        return np.full((height, width), ids[0], np.uint16)
+    spread = scores.std(dim=0, correction=0).mean()
+    size = (scores.shape[1] * POINTS, scores.shape[2] * POINTS)
+    chosen = scores[torch.from_numpy(ids.astype(np.int64)).to(scores.device)].cpu().float()
+    large = F.interpolate(chosen[None], size, mode="bilinear")[0]
+    logs = torch.log_softmax(large / (spread.cpu() * crf.temperature), dim=0)
+    small = F.interpolate(_planes(image), size, mode="area")[0].round().byte()
+    field = _mean_field(-logs.numpy(), small.permute(1, 2, 0).contiguous().numpy(), crf)
+    return ids[upsample_argmax(torch.from_numpy(field), height, width)].astype(np.uint16)
+
+
+def _planes(image: np.ndarray) -> Tensor:
+    """uint8 ``(H, W, 3)`` -> float32 ``(1, 3, H, W)``."""
+    return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+
+
+def _mean_field(energies: np.ndarray, image: np.ndarray, crf: Crf) -> np.ndarray:
+    """Probabilities of clusters at points: float32 ``(K, h, w)`` -> float32 ``(K, h, w)``."""
+    from pydensecrf.densecrf import DenseCRF2D  # of an extra: compiled where it is installed
+
+    k, h, w = energies.shape
+    model = DenseCRF2D(w, h, k)
+    model.setUnaryEnergy(np.ascontiguousarray(energies.reshape(k, -1), np.float32))
+    model.addPairwiseGaussian(sxy=1, compat=SMOOTHNESS)
+    reach = crf.reach * POINTS
+    model.addPairwiseBilateral(sxy=reach, srgb=crf.colour, rgbim=image, compat=crf.weight)
+    return np.array(model.inference(crf.iterations), np.float32).reshape(k, h, w)

@@ -45,7 +45,7 @@ def choose_crf(iterations: int, **constants: float) -> Crf | None:
     if find_spec("pydensecrf") is None:
         raise ValueError(
             "segment.crf needs the package pydensecrf2, which is compiled where it is installed: "
-            'run `pip install "eigenseg[crf]"`, or leave the CRF out (0 iterations)'
+            'run `pip install -c constraints.txt -e ".[crf]"`, or leave the CRF out (0 iterations)'
         )
     return Crf(iterations, **constants)
 

@@ -140,7 +140,7 @@ def test_without_its_package_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr(crf, "find_spec", lambda _: None)
     project.set("segment.crf.iterations", 5)
-    project.fails("segment", 'run `pip install "eigenseg[crf]"`', "0 iterations")
+    project.fails("segment", '-e ".[crf]"`', "0 iterations")
 
 
 def _maps() -> dict[tuple[str, int], np.ndarray]:

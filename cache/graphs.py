@@ -19,7 +19,7 @@ import numpy as np
 from cache import parts
 from cache.errors import InputError
 
-FORMAT = 4
+FORMAT = 3
 
 
 class Csr(NamedTuple):

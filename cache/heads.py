@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cache.artefact import read_json, write_bytes, write_json
 from cache.errors import InputError
 
-FORMAT = 2
+FORMAT = 1
 FILES = ("head", "kmeans")
 LOG = logging.getLogger(__name__)
 

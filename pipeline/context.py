@@ -19,8 +19,7 @@ class Context(NamedTuple):
 
     Attributes:
         means, projections: float32 ``(L, C)`` and ``(L, C, d)``, whiten each level's unit rows.
-        weights: float32 ``(L,)``, length of each level's part of the joined vector, before the
-            whole gets length 1.
+        weights: float32 ``(L,)``, of each level's whitened unit rows in the joined vector.
         temperature: of the softmax over cosines between patches.
         reach: standard deviation, in patches, of the Gaussian that weighs their distance.
     """
@@ -73,8 +72,8 @@ def apply(context: Context, tokens: Sequence[np.ndarray], grid_h: int, grid_w: i
         tokens: of each level, float16 or float32 ``(grid_h * grid_w, C)``, row after row.
 
     Returns:
-        float16 ``(grid_h * grid_w, L d)``, rows of length 1: the whitened levels side by side,
-        each averaged by `average` after its own cosines.
+        float16 ``(grid_h * grid_w, L d)``, rows of length 1: the joined whitened levels, averaged
+        by `average`.
 
     Raises:
         ValueError: the tokens do not fit the levels or the grid.
@@ -86,14 +85,16 @@ def apply(context: Context, tokens: Sequence[np.ndarray], grid_h: int, grid_w: i
             f"the context was fitted to {levels} levels of {channels} channels and looks at a "
             f"{grid_h} x {grid_w} grid, found tokens of {found}: make the graph and the head again"
         )
-    averaged = []
-    for level, mean, projection, weight in zip(
-        tokens, context.means, context.projections, context.weights, strict=True
-    ):
-        rows = unit_rows((unit_rows(level.astype(np.float32)) - mean) @ projection)
-        rows = average(rows, grid_h, grid_w, context.temperature, context.reach)
-        averaged.append(weight * unit_rows(rows))
-    return unit_rows(np.concatenate(averaged, axis=1)).astype(np.float16)
+    joined = np.concatenate([
+        weight * unit_rows((unit_rows(level.astype(np.float32)) - mean) @ projection)
+        for level, mean, projection, weight in zip(
+            tokens, context.means, context.projections, context.weights, strict=True
+        )
+    ], axis=1)  # fmt: skip
+    rows = unit_rows(joined)
+    return unit_rows(average(rows, grid_h, grid_w, context.temperature, context.reach)).astype(
+        np.float16
+    )
 
 
 def average(

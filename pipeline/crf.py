@@ -21,15 +21,15 @@ class Crf(NamedTuple):
 
     Attributes:
         iterations: of mean field.
-        temperature: of the softmax over clusters, in standard deviations of a patch's scores.
+        temperature: of the softmax over clusters, in leads of the best score over the second.
         weight: of the kernel over places and colours.
         reach: its standard deviation over places, in patches.
         colour: its standard deviation over each of red, green and blue, of 255.
     """
 
     iterations: int
-    temperature: float = 0.8
-    weight: float = 10.0
+    temperature: float = 0.4
+    weight: float = 5.0
     reach: float = 5.0
     colour: float = 13.0
 
@@ -75,8 +75,8 @@ def refine(scores: Tensor, height: int, width: int, image: np.ndarray, crf: Crf)
     """Cluster ids at the pixels, from the mean field of a CRF at `POINTS` a patch.
 
     Only clusters that are the best of some patch take part. Scores of predictors differ in scale
-    (logits, cosines, distances), so they are divided by their standard deviation over the clusters,
-    a patch's, on average over the patches.
+    (logits, cosines, distances), so they are divided by the lead of a patch's best score over its
+    second, on average over the patches.
 
     Args, returns:
         As of `label_map`.
@@ -89,11 +89,12 @@ def refine(scores: Tensor, height: int, width: int, image: np.ndarray, crf: Crf)
     ids = np.unique(best)
     if len(ids) == 1:
         return np.full((height, width), ids[0], np.uint16)
-    spread = scores.std(dim=0, correction=0).mean()
+    first, second = scores.topk(2, dim=0).values.cpu().float()
+    lead = (first - second).mean().clamp(min=1e-12)
     size = (scores.shape[1] * POINTS, scores.shape[2] * POINTS)
     chosen = scores[torch.from_numpy(ids.astype(np.int64)).to(scores.device)].cpu().float()
     large = F.interpolate(chosen[None], size, mode="bilinear")[0]
-    logs = torch.log_softmax(large / (spread.cpu() * crf.temperature), dim=0)
+    logs = torch.log_softmax(large / (lead * crf.temperature), dim=0)
     small = F.interpolate(_planes(image), size, mode="area")[0].round().byte()
     field = _mean_field(-logs.numpy(), small.permute(1, 2, 0).contiguous().numpy(), crf)
     return ids[upsample_argmax(torch.from_numpy(field), height, width)].astype(np.uint16)

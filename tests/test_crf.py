@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench import heads as bench_heads
 from cache import params
+from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
 from pipeline import crf
 from pipeline.crf import POINTS, SMOOTHNESS, Crf, choose_crf, label_map, refine
@@ -149,7 +151,7 @@ def _maps() -> dict[tuple[str, int], np.ndarray]:
 
 
 @pytest.mark.usefixtures("package")
-def test_segment_eval_and_bench_take_the_crf(project: Project) -> None:
+def test_segment_eval_bench_and_predict_take_the_crf(project: Project) -> None:
     project.ok("prepare", "extract", "graph", "train", "segment")
     plain, first = _maps(), tree_bytes(Path("data/segments.h5"))
     project.set("segment.crf.iterations", 5)
@@ -161,6 +163,11 @@ def test_segment_eval_and_bench_take_the_crf(project: Project) -> None:
     assert scored["crf"] is True
     oracle = json.loads(Path("results/metrics.json").read_text())["ours"]["majority_iou"]["oracle"]
     assert scored["majority_iou"] == pytest.approx([oracle["miou"], oracle["accuracy"]])
+    asked = ["--out", "found", "--device", "cpu", "--mapping", "none", "--crf", "5"]
+    assert project.run("predict", "photos/images", *asked).exit_code == 0
+    for row in read_index("data/index.csv"):
+        written = np.asarray(Image.open(f"found/labels/{row.split}/{row.stem}.png"))
+        np.testing.assert_array_equal(written, refined["ours", row.id])
     project.set("segment.crf.iterations", 0)
     project.ok("segment")
     assert tree_bytes(Path("data/segments.h5")) == first

@@ -119,9 +119,8 @@ def main(**rates: float) -> None:
     """Print bytes, hours and cost per data set and backbone, for 2 cores, a GPU and 16 GPUs.
 
     Hours of extraction, graphs and training. Extraction covers both splits, into float16 (int8
-    takes half the bytes); training is on one machine, with a head of width 192 and
-    two blocks. Graphs of groups of 16
-    images, searched exactly, two rounds.
+    takes half the bytes); training is on one machine, with a head of width 192 and two blocks.
+    Graphs of groups of 16 images, searched exactly, two rounds.
     """
     cpu, gpu = (
         Rates(**{field: rates[f"{kind}_{field}"] for field in Rates._fields})

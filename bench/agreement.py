@@ -9,10 +9,10 @@ import torch
 from bench.project import Setting, Size, opened, project_options
 from bench.timing import machine, show
 from pipeline.device import choose_device
-from pipeline.kmeans import unit_rows
-from pipeline.knn import nearest, neighbour_count, recall
-from pipeline.objective import default_beta, learning_rate, temperature
-from pipeline.training import optimiser, tensor_cores, train_step
+from pipeline.features.whitening import unit_rows
+from pipeline.graph.knn import nearest, neighbour_count, recall
+from pipeline.head.objective import default_beta, learning_rate, temperature
+from pipeline.head.training import optimiser, tensor_cores, train_step
 from stages.train import build_head
 
 

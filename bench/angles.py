@@ -13,12 +13,13 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 
 from bench.timing import show
-from cache import heads, params
+from cache import heads
 from cache.features import Features
 from cache.graphs import Graphs
-from pipeline import kmeans
-from pipeline.predictors import Predictors, restore
-from pipeline.training import Batch
+from pipeline.head import kmeans
+from pipeline.head.training import Batch
+from pipeline.maps.predictors import Predictors, restore
+from stages import params
 from stages.train import load_batch, with_context
 
 RANK = 1e-6  # singular values below this share of the largest are rounding, float32

@@ -21,7 +21,7 @@ import click
 import stages
 from bench.drawn import REPOSITORY, change_params, make_project
 from bench.timing import Timing, machine, ratios, show, side_by_side
-from cache.artefact import file_hash
+from cache.store.artefact import file_hash
 
 OUTPUTS = {"extract": "features.zarr", "graph": "graph.h5", "segment": "segments.h5"}
 MARKERS = {

@@ -38,7 +38,7 @@ def make_project(
     ours = (
         "datasets.drawn={root: photos, train: train, eval: val}",
         "dataset=drawn",
-        f"backbones.demo.model='{FOLDER}{REPOSITORY / 'backbones/demo'}'",
+        f"backbones.demo.model='{FOLDER}{REPOSITORY / 'demo/backbone'}'",
     )
     change_params(REPOSITORY / "params.yaml", folder / "params.yaml", (*ours, *settings))
 

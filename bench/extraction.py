@@ -14,12 +14,12 @@ import torch
 
 from bench.drawn import make_project, random_backbone
 from bench.timing import Timing, machine, ratios, show, side_by_side
-from cache import features, params
+from cache import features
 from cache.images import check_images
 from cache.index import ImageRow, write_index
 from pipeline.device import choose_device
-from pipeline.features import Backbone, tokens
-from stages import extract
+from pipeline.features.vit import Backbone, tokens
+from stages import extract, params
 
 
 class Run(NamedTuple):

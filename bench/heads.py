@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from bench.scoring import Labelled, count_table, labelled, matched, pixels
-from cache import heads, params
+from cache import heads
 from cache.features import Features
 from cache.labels import read_labels
-from pipeline.crf import Crf, choose_crf
-from pipeline.predictors import Inputs, Predictors, restore, score_maps, window
+from pipeline.maps.crf import Crf, choose_crf
+from pipeline.maps.predictors import Inputs, Predictors, restore, score_maps, window
+from stages import params
 
 
 @click.command()

@@ -8,10 +8,10 @@ import click
 import numpy as np
 
 from bench.scoring import Labelled, balanced, cached, enlarge, labelled, sample, score, show_scores
-from cache import params
 from cache.labels import read_labels
-from pipeline import kmeans
-from pipeline.crf import Crf, choose_crf
+from pipeline.head import kmeans
+from pipeline.maps.crf import Crf, choose_crf
+from stages import params
 
 
 @click.command()

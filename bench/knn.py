@@ -13,10 +13,16 @@ import torch
 
 from bench.timing import Timing, machine, show, side_by_side
 from cache.features import Features
-from pipeline.cells import SAMPLE_PER_CELL, cell_count, coarse_centres, probes_for, search_cells
 from pipeline.device import choose_device, hardware_bfloat16
-from pipeline.kmeans import unit_rows
-from pipeline.knn import not_self, recall, top
+from pipeline.features.whitening import unit_rows
+from pipeline.graph.cells import (
+    SAMPLE_PER_CELL,
+    cell_count,
+    coarse_centres,
+    probes_for,
+    search_cells,
+)
+from pipeline.graph.knn import not_self, recall, top
 
 Search = Callable[[int], np.ndarray]  # k -> ids (queries, k or k + 1), self among the latter
 BLOCK = 4096  # queries in one matrix product of the blocked search

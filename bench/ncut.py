@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bench.spectral import Choices, contest, sample_options
-from cache import params
+from stages import params
 
 
 @click.command()

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.timing import Timing, side_by_side
-from pipeline.head import Block, Head
-from pipeline.objective import (
+from pipeline.head.head import Block, Head
+from pipeline.head.objective import (
     default_beta,
     gumbel_softmax,
     neural_eigenfunction_loss,
     normalise_columns,
 )
-from pipeline.training import Batch, optimiser, train_step
+from pipeline.head.training import Batch, optimiser, train_step
 
 TAU = 0.7
 COPIED = 1 << 28  # bytes of the array whose copying gives the memory's rate

@@ -14,8 +14,8 @@ import torch
 from bench.project import Setting, Size, opened, project_options
 from bench.timing import machine, show
 from pipeline.device import choose_device
-from pipeline.head import Head
-from pipeline.training import Batch, optimiser, tensor_cores
+from pipeline.head.head import Head
+from pipeline.head.training import Batch, optimiser, tensor_cores
 from stages.train import batches, build_head, train_epoch
 
 

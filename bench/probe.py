@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.scoring import Labelled, cached, count_table, labelled
-from cache import params
 from cache.features import Features
 from cache.labels import IGNORE, read_labels
-from cache.progress import track
 from pipeline.evaluation import confusion, scores
-from pipeline.upsampling import upsample_argmax
+from pipeline.maps.upsampling import upsample_argmax
+from stages import params
+from stages.progress import track
 
 
 @click.command()

@@ -14,12 +14,11 @@ import click
 import torch
 
 from bench.drawn import change_params, make_project, random_backbone
-from cache import params
 from cache.features import Features
 from cache.graphs import Graphs
 from pipeline.device import choose_device
-from pipeline.training import Batch
-from stages import extract, graph, prepare
+from pipeline.head.training import Batch
+from stages import extract, graph, params, prepare
 from stages.train import load_batch, with_context
 
 HEADS = {

@@ -17,8 +17,8 @@ import numpy as np
 
 from bench.timing import Timing, machine, ratios, show, side_by_side
 from cache import features
-from cache.artefact import size
-from pipeline.tiles import Layout, plan_layout
+from cache.store.artefact import size
+from pipeline.features.tiles import Layout, plan_layout
 
 LEVELS = ("block_00", "block_06", "block_11")
 DRAWN = 2  # shards of random values; the others repeat them

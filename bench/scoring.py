@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache import params
 from cache.features import Features
 from cache.graphs import Graphs
 from cache.images import read_image
 from cache.index import read_index
 from cache.labels import read_label, read_labels
-from pipeline import kmeans
-from pipeline.crf import Crf, label_map
 from pipeline.evaluation import MATCHINGS, confusion, count
 from pipeline.evaluation import scores as scores_of
+from pipeline.features.tiles import sample_plan
+from pipeline.features.whitening import unit_rows
+from pipeline.maps.crf import Crf, label_map
+from stages import params
 from stages.train import with_context
 
 MATCHED = ("majority_iou", "hungarian")
@@ -80,7 +81,7 @@ def balanced(tokens: np.ndarray, channels: Sequence[int]) -> np.ndarray:
     if len(channels) == 1:
         return values
     levels = np.split(values, np.cumsum(channels)[:-1], axis=1)
-    return np.concatenate([kmeans.unit_rows(level) for level in levels], axis=1)
+    return np.concatenate([unit_rows(level) for level in levels], axis=1)
 
 
 def sample(
@@ -88,7 +89,7 @@ def sample(
 ) -> np.ndarray:
     """Tokens of so many patches of a split, drawn as training draws them, `balanced`."""
     tiles = features.tiles_of(split)
-    plan = kmeans.sample_plan(features.sizes(tiles), wanted, np.random.default_rng([seed, 1]))
+    plan = sample_plan(features.sizes(tiles), wanted, np.random.default_rng([seed, 1]))
     tokens = [features.batch(levels, [t])[rows] for t, rows in zip(tiles, plan, strict=True)]
     return balanced(np.concatenate(tokens), [features.channels(level) for level in levels])
 

@@ -18,15 +18,16 @@ import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
 from bench.timing import Timing, machine, ratios, show
-from cache import parts
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, Segments, write_maps
+from cache.store import parts
 from pipeline.device import choose_device
 from pipeline.evaluation import count
-from pipeline.head import Head, initialise
-from pipeline.kmeans import KMeans, unit_rows
-from pipeline.kmeans import scores as kmeans_scores
-from pipeline.predictors import Predictors, Window, score_maps
-from pipeline.upsampling import upsample_argmax
+from pipeline.features.whitening import unit_rows
+from pipeline.head.head import Head, initialise
+from pipeline.head.kmeans import KMeans
+from pipeline.head.kmeans import scores as kmeans_scores
+from pipeline.maps.predictors import Predictors, Window, score_maps
+from pipeline.maps.upsampling import upsample_argmax
 
 LEVELS = 3
 EIGENFUNCTIONS = 6  # as the segment stage

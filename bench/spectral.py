@@ -12,12 +12,13 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 
 from bench.scoring import Labelled, balanced, cached, enlarge, labelled, sample, score, show_scores
-from cache import params
 from cache.features import Features
 from cache.labels import read_labels
-from pipeline import kmeans
-from pipeline.graph import feature_graph, normalise
-from pipeline.knn import nearest, top
+from pipeline.features.whitening import unit_rows, whitening
+from pipeline.graph.kernel import feature_graph, normalise
+from pipeline.graph.knn import nearest, top
+from pipeline.head import kmeans
+from stages import params
 
 TOLERANCE = 1e-4  # of the eigenvalues, relative: the graph's weights are float32
 
@@ -162,7 +163,7 @@ def _preparation(points: np.ndarray, whiten: int | None, power: float) -> kmeans
     channels = points.shape[1]
     mean, projection = np.zeros(channels, np.float32), np.zeros((channels, 0), np.float32)
     if whiten is not None:
-        mean, projection = kmeans.whitening(kmeans.unit_rows(points), whiten, power)
+        mean, projection = whitening(unit_rows(points), whiten, power)
     return kmeans.KMeans(np.zeros((0, whiten or channels), np.float32), mean, projection, True)
 
 

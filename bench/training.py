@@ -16,19 +16,19 @@ from torch import Tensor
 from bench.parts import TAU, measure_parts
 from bench.project import Setting, Size, opened, project_options
 from bench.timing import Timing, machine, ratios, show, side_by_side
-from cache.ahead import ahead
 from cache.backbone import facts, load_backbone
 from cache.images import read_tile
 from cache.index import read_index
-from pipeline import context
-from pipeline import features as vit
+from cache.store.ahead import ahead
 from pipeline.device import choose_device
-from pipeline.features import Backbone, block_numbers, downsample
-from pipeline.graph import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
-from pipeline.kmeans import unit_rows
-from pipeline.knn import nearest, neighbour_count
-from pipeline.objective import default_beta
-from pipeline.training import Batch, optimiser, tensor_cores, train_step
+from pipeline.features import context
+from pipeline.features import vit as vit
+from pipeline.features.vit import Backbone, block_numbers, downsample
+from pipeline.features.whitening import unit_rows
+from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
+from pipeline.graph.knn import nearest, neighbour_count
+from pipeline.head.objective import default_beta
+from pipeline.head.training import Batch, optimiser, tensor_cores, train_step
 from stages.train import READERS, batches, build_head
 
 

@@ -12,7 +12,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from cache.errors import InputError
+from cache.store.errors import InputError
 
 FOLDER = "local-dir:"  # timm's prefix of a model in a folder
 

@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from cache import int8
-from cache.artefact import read_json, write_json
-from cache.errors import InputError
-from cache.shards import Shards, shard_file
+from cache.store import int8, tensors
+from cache.store.artefact import fingerprint, read_json, write_json
+from cache.store.errors import InputError
+from cache.store.shards import Shards, shard_file
 
-FORMAT = 1
+FORMAT = 2
+FIT = "fit.safetensors"  # what a derived level was made with
 TILE_FIELDS = np.dtype(
     [(name, "i8") for name in ("image", "split", "top", "left", "height", "width")]
     + [(name, "i8") for name in ("grid_h", "grid_w", "resized_h", "resized_w", "start")]
@@ -48,7 +49,7 @@ def declare(
 
     Args:
         done: folder of the markers of finished shards; where it exists, the arrays do.
-        channels: C of each array.
+        channels: C of each array; none for a cache without levels.
         dtype: float16 or int8, of all arrays but ``rgb``, which is float16.
         tiles: the table, dtype `TILE_FIELDS`.
         chunk: slots in a chunk, what one read fetches.
@@ -151,25 +152,32 @@ def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -
     """
     missing = [shard for shard in range(shards) if not shard_finished(folder, done, shard)]
     if missing:
-        raise InputError(f"{folder} lacks the shards {missing}: run `eigenseg extract` again.")
+        raise InputError(f"{folder} lacks the shards {missing}: run the same command again.")
     for stale in folder.rglob("*.partial*"):
         stale.unlink()
     write_json(folder / "manifest.json", {"format": FORMAT, **manifest})
 
 
-class Derived(NamedTuple):
-    """A level that is not stored but made of stored ones, tile by tile.
+def write_fit(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write the arrays and scalars that a derived level was made with, beside its shards."""
+    tensors.write(folder / FIT, tensors.pack(values), {})
 
-    Attributes:
-        levels: the stored levels.
-        channels: C of the result.
-        make: from the tokens of each level ``(patches, C_l)`` and the rows and columns of the
-            tile's grid to float16 ``(patches, C)``.
+
+def read_fit(folder: str | Path) -> dict[str, Any] | None:
+    """What `write_fit` wrote; None where there is nothing.
+
+    Raises:
+        InputError: the file is damaged.
     """
-
-    levels: Sequence[int | str]
-    channels: int
-    make: Callable[[list[np.ndarray], int, int], np.ndarray]
+    path = Path(folder) / FIT
+    try:
+        return tensors.unpack(tensors.read(path)[0])
+    except FileNotFoundError:
+        return None
+    except tensors.DAMAGE as error:
+        raise InputError(
+            f"{path} is damaged ({error}): delete {folder} and run `dvc repro context`."
+        ) from error
 
 
 class Features:
@@ -180,29 +188,30 @@ class Features:
             ``channels`` (array -> C), ``splits``, ``fingerprint``, ``params``.
         tiles: the table of tiles, dtype `TILE_FIELDS`; lengths in px of the resized image,
             ``grid_*`` in patches, ``split`` as position in ``manifest["splits"]``.
+        fingerprint: of all levels that can be read.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], tiles: np.ndarray) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.tiles = tiles
-        self._derived: dict[str, Derived] = {}
-        self._arrays = {name: Shards(path, name) for name in (*manifest["channels"], "rgb")}
+    def __init__(self, path: Path, manifest: dict[str, Any], tiles: np.ndarray, stage: str) -> None:
+        self.path, self.manifest, self.tiles = path, manifest, tiles
+        self.fingerprint: str = manifest["fingerprint"]
+        self._levels: dict[str, str] = manifest["levels"]
+        self._arrays = {name: Shards(path, name) for name in manifest["channels"]}
         self._scales = {
             name: Shards(path, _scale(name))
             for name, array in self._arrays.items()
             if array.dtype == np.int8
         }
+        self._made_by = dict.fromkeys(self._arrays, (path, stage))
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open a cache.
+    def open(cls, path: str | Path, stage: str = "extract") -> Self:
+        """Open a cache that a stage has written.
 
         Raises:
             InputError: it is missing, incomplete, or of another version of the format.
         """
         path = Path(path)
-        way_out = "run `eigenseg extract` (or `dvc repro extract`) first."
+        way_out = f"run `eigenseg {stage}` (or `dvc repro {stage}`) first."
         if not path.is_dir():
             raise InputError(f"the feature cache {path} is missing: {way_out}")
         if not (path / "manifest.json").is_file():
@@ -213,19 +222,26 @@ class Features:
                 f"{path} has format {manifest.get('format')}, "
                 f"this version reads {FORMAT}: {way_out}"
             )
-        try:
-            tiles = read_tiles(path)
-            return cls(path, manifest, tiles)
-        except Exception as error:  # zarr raises many types for a broken store
-            raise InputError(f"the feature cache {path} is damaged ({error}): {way_out}") from error
+        return cls(path, manifest, read_tiles(path), stage)
 
-    def using(self, name: str, derived: Derived) -> Self:
-        """The same cache with one more level, made on the fly whenever it is read."""
-        for level in derived.levels:
-            self.array(level)
-        other = copy(self)
-        other._derived = {**self._derived, name: derived}
-        return other
+    def beside(self, path: str | Path, stage: str = "context") -> Self:
+        """The same cache with the levels of a second one, made from it, as if they were its own.
+
+        Raises:
+            InputError: as `open`; or the second one was made from another cache.
+        """
+        other = type(self).open(path, stage)
+        if other.manifest["features"] != self.manifest["fingerprint"]:
+            raise InputError(
+                f"{path} was made from another feature cache ({other.manifest['features']}, "
+                f"{self.path} is {self.manifest['fingerprint']}): run `dvc repro {stage}` (or "
+                f"`eigenseg {stage}`) again."
+            )
+        both = copy(self)
+        both.fingerprint = fingerprint(self.fingerprint, other.fingerprint)
+        for name in ("_levels", "_arrays", "_scales", "_made_by"):
+            setattr(both, name, {**getattr(other, name), **getattr(self, name)})
+        return both
 
     def array(self, level: int | str) -> str:
         """Name of the array that holds a level.
@@ -233,14 +249,13 @@ class Features:
         Raises:
             InputError: the cache does not hold that level.
         """
-        levels = self.manifest["levels"]
-        if str(level) not in levels:
+        if str(level) not in self._levels:
             raise InputError(
-                f"{self.path} holds the levels {', '.join(levels)}, not {level}: add it to "
+                f"{self.path} holds the levels {', '.join(self._levels)}, not {level}: add it to "
                 "`extract.blocks` (or set `extract.keys`) and run `dvc repro`, or choose another "
-                "for `context.levels`, `graph.level`, `head.levels` and `kmeans.level`."
+                "for `backbones.<name>.context`, `graph.level`, `head.levels` and `kmeans.level`."
             )
-        return levels[str(level)]
+        return self._levels[str(level)]
 
     def channels(self, level: int | str) -> int:
         """C of a level.
@@ -248,9 +263,13 @@ class Features:
         Raises:
             InputError: the cache does not hold that level.
         """
-        if level in self._derived:
-            return self._derived[str(level)].channels
-        return self.manifest["channels"][self.array(level)]
+        return self._arrays[self.array(level)].channels
+
+    def layout(self) -> tuple[int, int, int]:
+        """Slots in a chunk and in a shard, and the number of shards."""
+        array = next(iter(self._arrays.values()))
+        shard = array.chunk * array.chunks_in_shard
+        return array.chunk, shard, array.slots // shard
 
     def tiles_of(self, split: str) -> np.ndarray:
         """Ids of the tiles of one split, int64, in order.
@@ -281,21 +300,7 @@ class Features:
 
     def batch(self, levels: Sequence[int | str], tiles: Sequence[int] | np.ndarray) -> np.ndarray:
         """Tokens of some tiles: float16 ``(patches, C)``, tile after tile, levels side by side."""
-        if not self._derived.keys() & set(levels):
-            return self._read([self.array(level) for level in levels], tiles)
-        return np.concatenate([
-            np.concatenate([self._tokens(level, tile) for level in levels], axis=1)
-            for tile in tiles
-        ])  # fmt: skip
-
-    def _tokens(self, level: int | str, tile: int) -> np.ndarray:
-        """Tokens of one level and tile, stored or derived."""
-        if level not in self._derived:
-            return self._read([self.array(level)], [tile])
-        levels, _, make = self._derived[str(level)]
-        row = self.tiles[tile]
-        stored = [self._read([self.array(level)], [tile]) for level in levels]
-        return make(stored, int(row["grid_h"]), int(row["grid_w"]))
+        return self._read([self.array(level) for level in levels], tiles)
 
     def rgb(self, tile: int) -> np.ndarray:
         """Colours at the patch grid: float32 ``(patches, 3)`` in [0, 1]."""
@@ -327,9 +332,8 @@ class Features:
         except (OSError, ValueError) as error:
             fault = f"a shard of {name} is damaged at tile {tile} ({error})"
         if fault:
-            raise InputError(
-                f"{self.path}: {fault}: delete {self.path} and run `dvc repro extract`."
-            )
+            path, stage = self._made_by[name]
+            raise InputError(f"{path}: {fault}: delete {path} and run `dvc repro {stage}`.")
 
     def _chunk(self, name: str, number: int) -> np.ndarray:
         """One chunk of an array: float16 ``(chunk, C)``."""

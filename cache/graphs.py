@@ -1,56 +1,61 @@
-"""The graph file: kNN graphs of patches and pixel graphs of tiles, in one HDF5 file.
+"""The graph file: nearest neighbours of patches and pixel graphs of tiles, in one HDF5 file.
 
 ``/groups/<round>/<group>`` holds ``tiles`` (ids, in the order of the patches) and, where groups are
-searched one by one, their symmetric feature graph in CSR form. Where the whole split was searched,
-``/edges/<block>`` holds the rows of its one feature graph, in CSR form, for a run of patches; the
-patches are numbered through in the order of ``/tiles/ids``. ``/pixels/<part>`` holds the pixel
-graphs of a run of tiles, ``/context`` what puts tokens into context.
+searched one by one, the neighbours of their patches. Where the whole split was searched,
+``/neighbours/<block>`` holds those of a run of patches, numbered through in the order of
+``/tiles/ids``. ``/pixels/<part>`` holds the pixel graphs of a run of tiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from cache import parts
-from cache.errors import InputError
+from cache.store import parts
+from cache.store.errors import InputError
 
-FORMAT = 3
+FORMAT = 4
 
 
-class Csr(NamedTuple):
-    """Rows of a graph: indptr ``(n + 1,)``, columns ``(edges,)``, weights float32 ``(edges,)``."""
+class Neighbours(NamedTuple):
+    """The k nearest neighbours of n patches: the directed graph A of Eq. 2, row by row.
 
-    indptr: np.ndarray
-    columns: np.ndarray
-    weights: np.ndarray
+    Attributes:
+        indices: int64 ``(n, k)``, -1 for none.
+        cosines: float32 ``(n, k)``.
+    """
+
+    indices: np.ndarray
+    cosines: np.ndarray
 
 
 class GroupGraph(NamedTuple):
-    """The feature graph of one group: its tiles, and its edges as rows ``(patches,)``.
+    """The neighbours of the patches of one group.
 
     Attributes:
-        tiles: ids, int64, in the order of the rows.
-        edges: columns count the patches of the group, or those of the whole split where ``firsts``
-            is given: edges that leave the group are still in it then.
+        tiles: ids, int64, in the order of the patches.
+        neighbours: indices count the patches of the group, or those of the whole split where
+            ``firsts`` is given: neighbours outside of the group are still among them then.
         firsts: number of the first patch of each tile in the split; None for graphs of groups.
     """
 
     tiles: np.ndarray
-    edges: Csr
+    neighbours: Neighbours
     firsts: np.ndarray | None = None
 
 
-def write_group(folder: Path, name: str, at: tuple[int, int], tiles: np.ndarray, csr: Csr) -> None:
+def write_group(
+    folder: Path, name: str, at: tuple[int, int], tiles: np.ndarray, neighbours: Neighbours
+) -> None:
     """Write one group as a part; ``at`` is its round and its number in the round."""
     with parts.write_part(folder, name) as file:
         group = file.create_group(f"groups/{at[0]}/{at[1]}")
         parts.dataset(group, "tiles", np.asarray(tiles, np.int64))
-        _write_csr(group, csr)
+        _write_neighbours(group, neighbours)
 
 
 def write_groups(folder: Path, name: str, groups: Mapping[tuple[int, int], np.ndarray]) -> None:
@@ -61,31 +66,16 @@ def write_groups(folder: Path, name: str, groups: Mapping[tuple[int, int], np.nd
             parts.dataset(group, "tiles", np.asarray(tiles, np.int64))
 
 
-def write_context(folder: Path, name: str, context: Mapping[str, Any]) -> None:
-    """Write the arrays and scalars that put tokens into context, as a part."""
+def write_neighbours(folder: Path, name: str, block: int, neighbours: Neighbours) -> None:
+    """Write the neighbours of one block of patches as a part."""
     with parts.write_part(folder, name) as file:
-        group = file.create_group("context")
-        for field, value in context.items():
-            parts.dataset(group, field, np.asarray(value))
+        _write_neighbours(file.create_group(f"neighbours/{block}"), neighbours)
 
 
-def read_context(folder: Path, name: str) -> dict[str, Any]:
-    """What a part of `write_context` holds."""
+def read_neighbours(folder: Path, name: str, block: int) -> np.ndarray:
+    """The indices, int64 ``(n, k)``, of a part of `write_neighbours`."""
     with parts.read_part(folder, name) as file:
-        return {field: parts.read(stored) for field, stored in file["context"].items()}
-
-
-def write_edges(folder: Path, name: str, block: int, csr: Csr) -> None:
-    """Write the rows of one block of patches as a part."""
-    with parts.write_part(folder, name) as file:
-        _write_csr(file.create_group(f"edges/{block}"), csr)
-
-
-def read_edges(folder: Path, name: str, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indptr and columns of a part of `write_edges`."""
-    with parts.read_part(folder, name) as file:
-        group = file[f"edges/{block}"]
-        return parts.read(group["indptr"]), parts.read(group["columns"]).astype(np.int64)
+        return _indices(file[f"neighbours/{block}"], 0, None)
 
 
 def write_tiles(
@@ -99,12 +89,16 @@ def write_tiles(
         parts.dataset(group, "blocks", np.asarray(blocks, np.int64))
 
 
-def _write_csr(group: h5py.Group, csr: Csr) -> None:
-    """Columns take the smallest unsigned type that holds them, weights float16."""
-    greatest = int(csr.columns.max()) if len(csr.columns) else 0
-    parts.dataset(group, "indptr", csr.indptr.astype(np.int64))
-    parts.dataset(group, "columns", csr.columns.astype(np.min_scalar_type(greatest)))
-    parts.dataset(group, "weights", csr.weights.astype(np.float16))
+def _write_neighbours(group: h5py.Group, neighbours: Neighbours) -> None:
+    """Indices take the smallest unsigned type that holds them and 0 for none, cosines float16."""
+    shifted = neighbours.indices + 1
+    smallest = np.min_scalar_type(int(shifted.max(initial=0)))
+    parts.dataset(group, "indices", shifted.astype(smallest))
+    parts.dataset(group, "cosines", neighbours.cosines.astype(np.float16))
+
+
+def _indices(group: h5py.Group, start: int, stop: int | None) -> np.ndarray:
+    return parts.read(group["indices"], start, stop).astype(np.int64) - 1
 
 
 def write_pixels(
@@ -169,43 +163,35 @@ class Graphs(parts.Assembled):
             int(tile): _Place(*map(int, place)) for tile, *place in zip(ids, *columns, strict=True)
         }
 
-    def check_features(self, fingerprint: str) -> None:
-        """Raise InputError unless the graph was made from the cache with this fingerprint."""
-        if self.manifest["features"] != fingerprint:
+    def check(self, features: str, split: str) -> None:
+        """Raise InputError unless the graph is of the cache of this fingerprint and this split."""
+        if self.manifest["features"] != features:
             raise InputError(
                 f"{self.path} was made from another feature cache ({self.manifest['features']}, "
-                f"the cache is {fingerprint}): run `dvc repro graph` (or `eigenseg graph`) again."
+                f"the cache is {features}): run `dvc repro graph` (or `eigenseg graph`) again."
+            )
+        if self.manifest["split"] != split:
+            raise InputError(
+                f"{self.path} must be of split {split}, found {self.manifest['split']}: run `dvc "
+                "repro graph` (or `eigenseg graph`) again."
             )
 
     def group(self, round_: int, group: int) -> GroupGraph:
-        """The feature graph of one group."""
+        """The neighbours of the patches of one group."""
         node = self.node(f"groups/{round_}/{group}")
         tiles = parts.read(node["tiles"])
         if not self._places:
-            return GroupGraph(tiles, self._rows(node, 0, len(node["indptr"]) - 1))
+            return GroupGraph(tiles, self._rows(node, 0, None))
         places = [self._places[int(tile)] for tile in tiles]
-        found = [self._rows(self.node(f"edges/{p.block}"), p.row, p.row + p.size) for p in places]
-        ends = np.cumsum([0] + [len(csr.columns) for csr in found])
-        indptr = [csr.indptr[1:] + end for csr, end in zip(found, ends, strict=False)]
-        edges = Csr(
-            np.concatenate([[0], *indptr]),
-            np.concatenate([csr.columns for csr in found]),
-            np.concatenate([csr.weights for csr in found]),
-        )
-        return GroupGraph(tiles, edges, np.array([place.first for place in places]))
+        rows = [
+            self._rows(self.node(f"neighbours/{p.block}"), p.row, p.row + p.size) for p in places
+        ]
+        joined = Neighbours(*(np.concatenate(part) for part in zip(*rows, strict=True)))
+        return GroupGraph(tiles, joined, np.array([place.first for place in places]))
 
-    def _rows(self, node: h5py.Group, start: int, stop: int) -> Csr:
-        indptr = parts.read(node["indptr"], start, stop + 1)
-        first, last = int(indptr[0]), int(indptr[-1])
-        return Csr(
-            indptr - first,
-            parts.read(node["columns"], first, last),
-            parts.read(node["weights"], first, last).astype(np.float32),
-        )
-
-    def context(self) -> dict[str, Any]:
-        """The arrays and scalars that put tokens into context, by name."""
-        return {field: parts.read(stored) for field, stored in self.node("context").items()}
+    def _rows(self, node: h5py.Group, start: int, stop: int | None) -> Neighbours:
+        cosines = parts.read(node["cosines"], start, stop).astype(np.float32)
+        return Neighbours(_indices(node, start, stop), cosines)
 
     def pixel_graph(self, tile: int) -> tuple[np.ndarray, np.ndarray]:
         """The pixel graph of one tile in CSR form: indptr and indices inside the tile."""

@@ -6,21 +6,18 @@ file or a flipped bit is an error and not another head.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from cache.artefact import read_json, write_bytes, write_json
-from cache.errors import InputError
+from cache.store import tensors
+from cache.store.artefact import read_json, write_json
+from cache.store.errors import InputError
 
 FORMAT = 1
 FILES = ("head", "kmeans")
@@ -44,14 +41,16 @@ def save_head(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
-    arrays = {
-        f"{name}.{field}": torch.from_numpy(np.array(value))
-        for name, model in kmeans.items()
-        for field, value in model.items()
-    }
+    arrays = tensors.pack(
+        {
+            f"{name}.{field}": value
+            for name, model in kmeans.items()
+            for field, value in model.items()
+        }
+    )
     digests = {
-        name: _write(folder / f"{name}.safetensors", tensors, {})
-        for name, tensors in zip(FILES, (state, arrays), strict=True)
+        name: tensors.write(folder / f"{name}.safetensors", values, {})
+        for name, values in zip(FILES, (state, arrays), strict=True)
     }
     write_json(folder / "manifest.json", {"format": FORMAT, **manifest, "sha256": digests})
 
@@ -80,38 +79,38 @@ def load_head(
     for name in FILES:
         path = folder / f"{name}.safetensors"
         try:
-            found[name], _, digest = _read(path)
+            found[name], _, digest = tensors.read(path)
             if digest != manifest["sha256"][name]:
                 raise InputError("it belongs to another head than the manifest")
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except tensors.DAMAGE as error:
             raise InputError(
                 f"{path} is missing or damaged ({error}): delete {folder} and {way_out} again."
             ) from error
     kmeans: dict[str, dict[str, Any]] = {}
-    for key, tensor in found["kmeans"].items():
+    for key, value in tensors.unpack(found["kmeans"]).items():
         name, field = key.split(".")
-        kmeans.setdefault(name, {})[field] = tensor.numpy() if tensor.ndim else tensor.item()
+        kmeans.setdefault(name, {})[field] = value
     return found["head"], kmeans, manifest
 
 
-def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
+def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
     """Write tensors of any dtype and JSON-able facts; a former checkpoint stays until it is whole.
 
     The round trip is exact to the bit; random states of torch are tensors like others.
     """
-    _write(Path(path), tensors, meta)
+    tensors.write(Path(path), state, meta)
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Read a checkpoint; None where there is none, or only a damaged one, which is logged."""
     try:
-        tensors, meta, _ = _read(Path(path))
+        state, meta, _ = tensors.read(Path(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except tensors.DAMAGE as error:
         LOG.warning("the checkpoint %s is damaged (%s): starting over without it", path, error)
         return None
-    return tensors, meta
+    return state, meta
 
 
 def flatten_module(module: nn.Module) -> dict[str, Tensor]:
@@ -119,26 +118,26 @@ def flatten_module(module: nn.Module) -> dict[str, Tensor]:
     return {f"module.{name}": value for name, value in module.state_dict().items()}
 
 
-def restore_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load the tensors of `flatten_module`, among others, into a module of the same shape."""
-    module.load_state_dict(_below("module.", tensors))
+    module.load_state_dict(_below("module.", state))
 
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """State and hyper-parameters as tensors, under the names that `restore_optimiser` looks for."""
     found = optimiser.state_dict()
-    tensors = {
+    values = {
         f"optimiser.{index}.{name}": value
         for index, entry in found["state"].items()
         for name, value in entry.items()
     }
     groups = json.dumps(found["param_groups"]).encode()
-    return {**tensors, "optimiser.groups": torch.frombuffer(bytearray(groups), dtype=torch.uint8)}
+    return {**values, "optimiser.groups": torch.frombuffer(bytearray(groups), dtype=torch.uint8)}
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimiser(optimiser: torch.optim.Optimizer, stored: Mapping[str, Tensor]) -> None:
     """Load the tensors of `flatten_optimiser`, among others, into an optimiser of the same kind."""
-    found = _below("optimiser.", tensors)
+    found = _below("optimiser.", stored)
     groups = json.loads(found.pop("groups").numpy().tobytes())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in found.items():
@@ -147,43 +146,7 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Te
     optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> str:
-    """Write tensors and facts by way of a temporary file; their digest."""
-    # Cloned because safetensors refuses tensors that share memory.
-    stored = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
-    text = json.dumps(meta)
-    digest = _digest(stored, text)
-    # One key only: safetensors writes several in random order, and bytes must not vary.
-    write_bytes(path, save(stored, {"facts": json.dumps({"meta": text, "sha256": digest})}))
-    return digest
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Tensors, facts and their digest; any of OSError, ValueError, KeyError, SafetensorError."""
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads((file.metadata() or {})["facts"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    digest = _digest(tensors, facts["meta"])
-    if digest != facts["sha256"]:
-        raise ValueError("its SHA-256 does not match")
-    return tensors, json.loads(facts["meta"]), digest
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    sha = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()

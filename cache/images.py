@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from cache.artefact import file_hash
-from cache.errors import InputError
 from cache.index import ImageRow
-from cache.progress import track
+from cache.store.artefact import file_hash
+from cache.store.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 _WAY_OUT = "Replace or remove the file, then run prepare."
@@ -191,8 +190,15 @@ def _split_faults(folders: dict[str, Path], found: list[Found]) -> Iterator[str]
                 yield f"the stem {name} of split {split} is used twice ({names}): rename one."
 
 
-def check_images(root: str | Path, splits: tuple[str, ...]) -> list[ImageRow]:
+def check_images(
+    root: str | Path,
+    splits: tuple[str, ...],
+    track: Callable[[Sequence[Found]], Iterable[Found]] = iter,
+) -> list[ImageRow]:
     """Decode and hash every image and return the index; all faults are reported at once.
+
+    Args:
+        track: shows how far it is, while it yields what it is given.
 
     Raises:
         InputError: see `find_images`; or files that cannot be decoded, each named.
@@ -201,7 +207,7 @@ def check_images(root: str | Path, splits: tuple[str, ...]) -> list[ImageRow]:
     folders = _split_folders(Path(root), splits)
     rows: list[ImageRow] = []
     faults = []
-    for item in track(found, "checking images"):
+    for item in track(found):
         try:
             height, width, _ = read_image(item.path).shape
         except InputError as error:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cache.artefact import write_text
-from cache.errors import InputError
+from cache.store.artefact import write_text
+from cache.store.errors import InputError
 
 
 class ImageRow(NamedTuple):

@@ -8,17 +8,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from cache.artefact import write_text
-from cache.errors import InputError
 from cache.index import ImageRow
-from cache.progress import track
+from cache.store.artefact import write_text
+from cache.store.errors import InputError
 
 IGNORE = 255
 _HEADER = ("kind", "id", "value", "sha256")
@@ -138,11 +137,17 @@ def read_classes(root: str | Path) -> list[str]:
 
 
 def find_labels(
-    root: str | Path, rows: Sequence[ImageRow], classes: Sequence[str]
+    root: str | Path,
+    rows: Sequence[ImageRow],
+    classes: Sequence[str],
+    track: Callable[[Sequence[ImageRow]], Iterable[ImageRow]] = iter,
 ) -> list[LabelRow]:
     """Find and check the labels ``<root>/labels/<split>/<stem>.png`` of the images.
 
     A split without such a folder is unlabelled, which is fine.
+
+    Args:
+        track: shows how far it is, while it yields what it is given.
 
     Returns:
         One row per labelled image, in the images' order.
@@ -164,7 +169,7 @@ def find_labels(
     absent = {row.id for row in missing}
     present = [row for row in labelled if row.id not in absent]
     found = []
-    for row in track(present, "checking labels") if present else ():
+    for row in track(present) if present else ():
         path = paths[row.id]
         try:
             found.append(

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cache.artefact import read_json, write_bytes, write_json, write_text
-from cache.errors import InputError
+from cache.store.artefact import read_json, write_bytes, write_json, write_text
+from cache.store.errors import InputError
 
 _MANIFEST = "predict.json"
 _JPEG_SIDE = 65500  # px; JPEG holds no longer side

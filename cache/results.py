@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cache.artefact import read_json, write_text
-from cache.errors import InputError
+from cache.store.artefact import read_json, write_text
+from cache.store.errors import InputError
 
 _EVAL = "run `eigenseg eval` (or `dvc repro eval`) first."
 _TRAIN = "run `eigenseg train` (or `dvc repro train`) first."

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cache import parts
+from cache.store import parts
 
 FORMAT = 1
 PREDICTORS = ("ours", "ours_kmeans", "kmeans")

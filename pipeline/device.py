@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
+import faiss
 import torch
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -18,10 +19,7 @@ def choose_device(name: str) -> torch.device:
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ValueError(
-            "compute.device (of `predict`: --device) is cuda, but torch finds no GPU here: set it "
-            "to auto"
-        )
+        raise ValueError("the device is cuda, but torch finds no GPU here")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
@@ -31,6 +29,12 @@ def hardware_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     facts: dict = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+
+
+def gpu_count() -> int:
+    """How many GPUs FAISS can use."""
+    # knn_gpu without a GPU aborts the process instead of raising, so ask first.
+    return faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
 
 
 def return_large_arrays() -> None:

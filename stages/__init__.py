@@ -5,22 +5,24 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from cache.store.errors import InputError
+
 STAGES = {
     "prepare": "Check a folder of images and write its index.",
     "extract": "Run the frozen ViT once over every image into the Zarr cache.",
+    "context": "Put every patch's tokens into context, as one more level.",
     "graph": "Build the kNN graphs and pixel graphs from the cache.",
     "train": "Train the eigenfunction head and fit both K-means on the cache.",
     "segment": "Turn cached features into label maps at the images' resolution.",
     "eval": "Count clusters against classes and score every matching.",
     "report": "Draw the metrics, curves and gallery as one HTML page.",
-    "scenes": "Draw a labelled data set of streets and landscapes to try things on.",
     "predict": "Segment new images with a trained head.",
-    "preset": "Print a named set of parameters as options of `dvc exp run`.",
-    "ablate": "Score one changed parameter with one seed.",
 }
 
 
@@ -52,6 +54,15 @@ def _explain(error: Exception) -> str:
     return f"{error}"
 
 
+@contextmanager
+def way_out(text: str) -> Iterator[None]:
+    """Add what the user can do to an error of the numerics, which know no parameters."""
+    try:
+        yield
+    except (ValueError, ArithmeticError) as error:
+        raise InputError(f"{error}: {text}") from error
+
+
 class _Stages(click.Group):
     """Lists the stages without importing them: torch alone takes seconds to import."""
 
@@ -64,7 +75,7 @@ class _Stages(click.Group):
         return importlib.import_module(f"stages.{cmd_name}").main
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Stages, in order (scenes draws data, the last three stand apart)"):
+        with formatter.section("Stages, in order (predict stands apart)"):
             formatter.write_dl(list(STAGES.items()))
 
 

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from cache import params, results
-from cache.errors import InputError
+from cache import results
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
-from cache.progress import track
-from cache.score_table import print_scores
 from cache.segments import Segments
+from cache.store.errors import InputError
 from pipeline.evaluation import MATCHINGS, confusion, count, scores
 from stages import Stage
+from stages.params import Params, load
+from stages.progress import track
+from stages.score_table import print_scores
 
 
 class Tally(NamedTuple):
@@ -36,33 +37,26 @@ class Report(NamedTuple):
     mapping: results.ClassMapping
 
 
-@click.command(cls=Stage)
-@click.option("--params", "params_path", default="params.yaml", help="Choices.")
-@click.option("--index", default="data/index.csv", help="Index of images.")
-@click.option("--labels", default="data/labels.csv", help="Index of labels.")
-@click.option("--segments", default="data/segments.h5", help="Label maps.")
-@click.option("--out", default="results", help="Folder for the results.")
-def main(params_path: str, index: str, labels: str, segments: str, out: str) -> None:
-    """Count clusters against classes and score every matching.
+def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -> None:
+    """Count clusters against classes, fit and score every matching, write and print the scores.
 
-    Reads the label maps and, where there are labels, the ground truth of the training and the
-    evaluation split. Writes metrics.json, counts.json, mapping.json and per_class.csv to results/,
-    and prints the scores: `oracle` mappings are fitted on the very labels that are scored, `train`
-    mappings on the training split's. Without labels it counts the clusters in use.
+    Args:
+        index, labels, segments: paths of what `prepare` and `segment` wrote.
+        out: folder for metrics.json, counts.json, mapping.json and per_class.csv.
     """
-    chosen = params.load(params_path).data
+    data = params.data
     classes, truth = read_labels(labels)
     with Segments(segments) as store:
-        rows = select(read_index(index), truth, chosen.train, chosen.eval, store, segments)
-        tally = tally_images(rows, truth, len(classes), chosen.eval, store)
+        rows = select(read_index(index), truth, data.train, data.eval, store, segments)
+        tally = tally_images(rows, truth, len(classes), data.eval, store)
         head = store.manifest["head"]
-    report = assess(tally, classes, chosen.train, chosen.eval, head)
+    report = assess(tally, classes, data.train, data.eval, head)
     folder = Path(out)
     results.write_metrics(folder / "metrics.json", report.metrics)
     results.write_counts(folder / "counts.json", classes, tally.counts)
     results.write_mapping(folder / "mapping.json", report.mapping)
     results.write_per_class(folder / "per_class.csv", report.per_class)
-    print_scores(report.metrics, chosen.train, chosen.eval)
+    print_scores(report.metrics, data.train, data.eval)
 
 
 def select(
@@ -165,6 +159,23 @@ def _fit(counts: results.Counts, split: str) -> dict[str, dict[str, np.ndarray]]
         name: {matching: fit(splits[split]) for matching, fit in MATCHINGS.items()}
         for name, splits in counts.items()
     }
+
+
+@click.command(cls=Stage)
+@click.option("--params", default="params.yaml", help="Choices.")
+@click.option("--index", default="data/index.csv", help="Index of images.")
+@click.option("--labels", default="data/labels.csv", help="Index of labels.")
+@click.option("--segments", default="data/segments.h5", help="Label maps.")
+@click.option("--out", default="results", help="Folder for the results.")
+def main(params: str, index: str, labels: str, segments: str, out: str) -> None:
+    """Count clusters against classes and score every matching.
+
+    Reads the label maps and, where there are labels, the ground truth of the training and the
+    evaluation split. Writes metrics.json, counts.json, mapping.json and per_class.csv to results/,
+    and prints the scores: `oracle` mappings are fitted on the very labels that are scored, `train`
+    mappings on the training split's. Without labels it counts the clusters in use.
+    """
+    evaluate(load(params), index, labels, segments, out)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,16 @@ import click
 import numpy as np
 import torch
 
-from cache import features, params
-from cache.ahead import ahead
-from cache.artefact import fingerprint, publish, size, work_folder
+from cache import features
 from cache.backbone import facts, load_backbone, weights_hash
-from cache.errors import InputError
 from cache.images import cut_tile, read_image, resize
 from cache.index import ImageRow, read_index
-from cache.jobs import run
+from cache.store.ahead import ahead
+from cache.store.artefact import fingerprint, publish, size, work_folder
+from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
-from pipeline.features import (
+from pipeline.features.tiles import Layout, Tile, plan_layout, plan_tiles
+from pipeline.features.vit import (
     Backbone,
     Levels,
     block_numbers,
@@ -33,9 +33,12 @@ from pipeline.features import (
     half_tokens,
     named_blocks,
 )
-from pipeline.tiles import Layout, Tile, plan_layout, plan_tiles
 from stages import Stage
+from stages.jobs import run
+from stages.params import ExtractParams, Params, load
 
+SHARD_PATCHES = 32768  # in one shard of the cache, the unit of work and of resuming
+TILE_PATCHES = 8192  # a larger image is cut into windows
 DECODERS = 16  # threads that decode images, if there are as many cores
 
 
@@ -61,30 +64,25 @@ class Batch(NamedTuple):
     tiles: np.ndarray
 
 
-@click.command(cls=Stage)
-@click.option("--params", "params_path", default="params.yaml", help="Choices.")
-@click.option("--index", default="data/index.csv", help="Index of images.")
-@click.option("--out", default="data/features.zarr", help="Feature cache to write.")
-def main(params_path: str, index: str, out: str) -> None:
-    """Run the frozen ViT once over every image into the Zarr cache.
+def extract(params: Params, index: str, out: str) -> None:
+    """Run the frozen ViT once over every image of an index; write the feature cache.
 
-    Reads data/index.csv and its images, writes data/features.zarr: tokens of the chosen blocks (and
-    keys), and the colours at the patch grid, of every tile. Interrupted, it goes on where it was.
+    Args:
+        index: path of the index of images.
+        out: folder of the cache to write. Interrupted, the same call goes on where it was.
     """
-    chosen = params.load(params_path)
     rows = read_index(index)
-    entry = chosen.backbones[chosen.backbone]
-    backbone = open_backbone(entry.model, entry.weights)
-    if chosen.extract.keys:
+    backbone = open_backbone(params.vit.model, params.vit.weights)
+    if params.extract.keys:
         check_keys(backbone.model)
-    manifest = describe(chosen, rows, backbone)
+    manifest = describe(params, rows, backbone)
     with work_folder(out, manifest["fingerprint"]) as work:
-        job, todo, shards = declare(chosen, manifest, rows, index, work)
+        job, todo, shards = declare(params, manifest, rows, index, work)
         if len(todo) < shards:
             click.echo(f"resumed: {shards - len(todo)} of {shards} shards were finished")
         jobs = [(job, shard) for shard in todo]
         together = fill_shards(job, todo)
-        run(fill_shard, jobs, chosen.compute, work, "extracting features", together=together)
+        run(fill_shard, jobs, params.compute, work, "extracting features", together=together)
         features.finish(Path(job.folder), Path(job.done), shards, manifest)
         publish(job.folder, out)
     tiles = features.read_tiles(Path(out))
@@ -93,7 +91,7 @@ def main(params_path: str, index: str, out: str) -> None:
 
 
 def declare(
-    chosen: params.Params, manifest: dict, rows: list[ImageRow], index: str, work: Path
+    params: Params, manifest: dict, rows: list[ImageRow], index: str, work: Path
 ) -> tuple[Job, list[int], int]:
     """Plan the cache and create it below ``work``; the shards still to do, and how many there are.
 
@@ -101,30 +99,28 @@ def declare(
         manifest: what `describe` gives.
         index: path of the index, whose rows are ``rows``.
     """
-    table = _table(rows, chosen.extract, manifest["patch"])
+    table = _table(rows, params.extract, manifest["patch"])
     sizes = (table["grid_h"] * table["grid_w"]).tolist()
-    layout = plan_layout(sizes, chosen.extract.shard_tokens)
+    layout = plan_layout(sizes, SHARD_PATCHES)
     table["start"] = layout.starts
-    job = _job(chosen, manifest, work, index, layout)
-    channels = {**manifest["channels"], "rgb": 3}
-    dtype = chosen.extract.dtype
+    job = _job(params, manifest, work, index, layout)
     folder, done = Path(job.folder), Path(job.done)
-    todo = features.declare(folder, done, channels, dtype, table, *layout[1:])
+    dtype = params.extract.dtype
+    todo = features.declare(folder, done, manifest["channels"], dtype, table, *layout[1:])
     return job, todo, layout.shards
 
 
-def _job(chosen: params.Params, manifest: dict, work: Path, index: str, layout: Layout) -> Job:
-    entry = chosen.backbones[chosen.backbone]
+def _job(params: Params, manifest: dict, work: Path, index: str, layout: Layout) -> Job:
     return Job(
         folder=str(work / "features.zarr"),
         done=str(work / "done"),
         images=index,
-        model=entry.model,
-        weights=entry.weights,
+        model=params.vit.model,
+        weights=params.vit.weights,
         weights_sha256=manifest["weights_sha256"],
         levels=Levels.of(manifest["levels"], manifest["normed"], manifest["bfloat16"]),
-        batch=chosen.extract.batch,
-        device=chosen.compute.device,
+        batch=params.extract.batch,
+        device=params.compute.device,
         shard_slots=layout.shard,
     )
 
@@ -258,7 +254,7 @@ def _verified(model: str, weights: str | None, sha256: str) -> Backbone:
     return backbone
 
 
-def _table(rows: list[ImageRow], choices: params.ExtractParams, patch: int) -> np.ndarray:
+def _table(rows: list[ImageRow], extract: ExtractParams, patch: int) -> np.ndarray:
     """The table of tiles of all images (dtype `features.TILE_FIELDS`), ``start`` still 0."""
     splits = list(dict.fromkeys(row.split for row in rows))
     found = [
@@ -268,10 +264,10 @@ def _table(rows: list[ImageRow], choices: params.ExtractParams, patch: int) -> n
             row.height,
             row.width,
             patch=patch,
-            short_side=choices.short_side,
-            window=choices.window,
-            stride=choices.stride,
-            max_patches=choices.max_patches,
+            short_side=extract.short_side,
+            window=extract.window,
+            stride=extract.stride,
+            max_patches=TILE_PATCHES,
         )
     ]
     table = np.zeros(len(found), features.TILE_FIELDS)
@@ -284,20 +280,19 @@ def _table(rows: list[ImageRow], choices: params.ExtractParams, patch: int) -> n
     return table
 
 
-def describe(chosen: params.Params, rows: list[ImageRow], backbone: Backbone) -> dict:
+def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
     """What the cache is made from; its fingerprint covers images, weights and parameters."""
-    choices = chosen.extract
-    device = choose_device(chosen.compute.device)
-    blocks = block_numbers(choices.blocks, backbone.depth)
-    normed = block_numbers(choices.final_norm, backbone.depth)
-    bfloat16 = choices.precision == "bfloat16" or (
-        choices.precision == "auto" and hardware_bfloat16(device)
+    extract = params.extract
+    device = choose_device(params.compute.device)
+    blocks = block_numbers(extract.blocks, backbone.depth)
+    normed = block_numbers(extract.final_norm, backbone.depth)
+    bfloat16 = extract.precision == "bfloat16" or (
+        extract.precision == "auto" and hardware_bfloat16(device)
     )
-    names = _level_names(blocks, backbone.depth, choices.keys)
+    names = _level_names(blocks, backbone.depth, extract.keys)
     width = int(backbone.model.num_features)  # type: ignore[arg-type]
-    entry = chosen.backbones[chosen.backbone]
     facts_of_run = {
-        "model": entry.model,
+        "model": params.vit.model,
         "weights_sha256": weights_hash(backbone.model),
         "patch": backbone.patch,
         "mean": backbone.mean,
@@ -306,15 +301,16 @@ def describe(chosen: params.Params, rows: list[ImageRow], backbone: Backbone) ->
         "normed": normed,
         "bfloat16": bfloat16,
         "splits": list(dict.fromkeys(row.split for row in rows)),
-        "params": choices.model_dump(),
+        "params": {**extract.model_dump(), "max_patches": TILE_PATCHES},
+        "shard_patches": SHARD_PATCHES,
     }
     images = [(row.split, row.height, row.width, row.sha256) for row in rows]
     return {
         **facts_of_run,
         # Where the weights lay, for `predict`. The fingerprint has their digest instead.
-        "weights": entry.weights,
+        "weights": params.vit.weights,
         "images": len(rows),
-        "channels": {name: width for name in dict.fromkeys(names.values())},
+        "channels": {**dict.fromkeys(names.values(), width), "rgb": 3},
         "fingerprint": fingerprint(features.FORMAT, facts_of_run, images),
     }
 
@@ -326,6 +322,19 @@ def _level_names(blocks: Sequence[int], depth: int, keys: bool) -> dict[str, str
         if number in blocks:
             names[name] = f"block_{number:02d}"
     return {**names, "keys": "keys"} if keys else names
+
+
+@click.command(cls=Stage)
+@click.option("--params", default="params.yaml", help="Choices.")
+@click.option("--index", default="data/index.csv", help="Index of images.")
+@click.option("--out", default="data/features.zarr", help="Feature cache to write.")
+def main(params: str, index: str, out: str) -> None:
+    """Run the frozen ViT once over every image into the Zarr cache.
+
+    Reads data/index.csv and its images, writes data/features.zarr: tokens of the chosen blocks (and
+    keys), and the colours at the patch grid, of every tile. Interrupted, it goes on where it was.
+    """
+    extract(load(params), index, out)
 
 
 if __name__ == "__main__":

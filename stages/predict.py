@@ -11,33 +11,42 @@ import torch
 from click.core import ParameterSource
 
 from cache import heads, predictions, results
-from cache.artefact import fingerprint
 from cache.backbone import FOLDER, facts, load_backbone, weights_hash
-from cache.errors import InputError
 from cache.images import Photo, cut_tile, find_photos, read_image, resize
-from cache.progress import track
 from cache.segments import PREDICTORS
-from pipeline.colours import class_colours, colour, overlay, palette
-from pipeline.crf import Crf, choose_crf, label_map
+from cache.store.artefact import fingerprint
+from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
-from pipeline.features import Backbone, Levels, half_tokens
-from pipeline.predictors import Inputs, Predictors, Window, restore, score_maps, window
-from pipeline.tiles import Tile, plan_tiles
+from pipeline.features import context
+from pipeline.features.tiles import Tile, plan_tiles
+from pipeline.features.vit import Backbone, Levels, half_tokens
+from pipeline.maps.crf import check_crf, label_map
+from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_maps, window
 from stages import Stage
+from stages.colours import class_colours, colour, overlay, palette
+from stages.progress import track
 
 # By name, for evaluation is out of reach here: it is next to the ground truth.
 MATCHINGS = ("majority_iou", "majority_count", "hungarian")
 NO_CLASS = 255  # label value of a cluster that no class was matched to
 OPACITY = 0.6
+CONTEXT = "context"  # the level that is made of others
 TILING = ("short_side", "window", "stride", "max_patches")
 
 
 class Model(NamedTuple):
-    """All that turns a photo into scores; ``extracted`` is the manifest of the feature cache."""
+    """All that turns a photo into scores.
+
+    Attributes:
+        extracted: manifest of the feature cache.
+        fit: what puts tokens into context, from the levels ``around``; None where nothing does.
+    """
 
     extracted: dict[str, Any]
     backbone: Backbone
     levels: Levels
+    fit: context.Context | None
+    around: list[int | str]
     inputs: Inputs
     predictors: Predictors
     device: torch.device
@@ -85,7 +94,7 @@ def main(
     overlays/<name>.jpg, classes.txt and legend.png to the folder --out.
     """
     hardware = choose_device(device)
-    refined = choose_crf(crf)
+    check_crf(crf)
     head = heads.load_head(head_path)
     photos = find_photos(images, predictions.outputs(out))
     known = find_mapping(mapping, head[2]["fingerprint"])
@@ -98,13 +107,13 @@ def main(
         "classes": naming.classes,
         "values": fingerprint(naming.values.tolist()),
         "temperature": temperature,
-        "crf": None if refined is None else refined._asdict(),
+        "crf": crf,
     }
     model = load_model(head, weights, hardware)
     predictions.start(out, origin)
     if naming.classes:
         predictions.write_classes(out, naming.classes, naming.colours)
-    faults = list(write_all(out, photos, model, naming, predictor, temperature, refined))
+    faults = list(write_all(out, photos, model, naming, predictor, temperature, crf))
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
@@ -169,7 +178,8 @@ def load_model(
     bfloat16 = extracted["bfloat16"] and hardware_bfloat16(device)
     levels = Levels.of(extracted["levels"], extracted["normed"], bfloat16)
     backbone = open_backbone(extracted, weights)
-    return Model(extracted, backbone, levels, inputs, predictors, device)
+    fit = context.Context(**centres["context"]) if "context" in centres else None
+    return Model(extracted, backbone, levels, fit, manifest["context"], inputs, predictors, device)
 
 
 def open_backbone(extracted: dict[str, Any], weights: str | None) -> Backbone:
@@ -211,7 +221,7 @@ def write_all(
     naming: Naming,
     predictor: str,
     temperature: float | None,
-    crf: Crf | None,
+    crf: int,
 ) -> Iterator[str]:
     """Write the label map and the overlay of every photo; what is wrong with the bad ones."""
     way_out = "Replace or remove the file, then run predict again."
@@ -236,7 +246,7 @@ def segment_image(
     image: np.ndarray,
     predictor: str,
     temperature: float | None,
-    crf: Crf | None = None,
+    crf: int = 0,
 ) -> np.ndarray:
     """Cluster ids of one image, as extract and segment would find them.
 
@@ -281,17 +291,33 @@ def read_windows(model: Model, resized: np.ndarray, tiles: Sequence[Tile]) -> It
                 "again."
             )
         for i, tile in enumerate(batch):
+            grid = (tile.height // patch, tile.width // patch)
             yield window(
-                {
-                    level: arrays[model.extracted["levels"][str(level)]][i]
-                    for level in model.inputs.stored
-                },
+                levels_of(model, {name: values[i] for name, values in arrays.items()}, grid),
                 model.inputs,
                 corner=(tile.top // patch, tile.left // patch),
-                grid=(tile.height // patch, tile.width // patch),
+                grid=grid,
                 flip=tile.flip,
                 device=model.device,
             )
+
+
+def levels_of(
+    model: Model, arrays: dict[str, np.ndarray], grid: tuple[int, int]
+) -> dict[int | str, np.ndarray]:
+    """The levels that the predictors look at, of one tile: float16 ``(patches, C)`` each.
+
+    Args:
+        arrays: tokens of the tile by array of the feature cache.
+        grid: rows and columns of the tile, in patches.
+    """
+    names = model.extracted["levels"]
+    wanted = {*model.inputs.head, model.inputs.kmeans}
+    levels = {level: arrays[names[str(level)]] for level in wanted - {CONTEXT}}
+    if CONTEXT in wanted and model.fit is not None:
+        around = [arrays[names[str(level)]] for level in model.around]
+        levels[CONTEXT] = context.apply(model.fit, around, *grid)
+    return levels
 
 
 def _place(tile: Tile) -> tuple[int, int, int, int]:

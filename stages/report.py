@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,19 +9,22 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from cache import ablations, params, report, results
-from cache.errors import InputError
+from cache import results
 from cache.images import read_image
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
-from cache.progress import track
-from cache.score_table import print_scores
 from cache.segments import Segments
-from pipeline.colours import blend, class_colours, colour, eigenfunction_image, palette
+from cache.store.errors import InputError
 from pipeline.evaluation import confusion, scores
 from stages import Stage
+from stages.params import Params, load
+from stages import drawing as report
+from stages.colours import blend, class_colours, colour, eigenfunction_image, palette
+from stages.progress import track
+from stages.score_table import print_scores
 
 MATCHING = "majority_iou"  # that colours and charts follow
+IMAGES = 8  # in the gallery
 WIDTH = 320  # px of the gallery's pictures
 OPACITY = 0.75
 ABLATION_NOTE = (
@@ -39,44 +41,29 @@ class Colours(NamedTuple):
     clusters: dict[str, np.ndarray]
 
 
-@click.command(cls=Stage)
-@click.option("--params", "params_path", default="params.yaml", help="Choices.")
-@click.option("--index", default="data/index.csv", help="Index of images.")
-@click.option("--labels", default="data/labels.csv", help="Index of labels.")
-@click.option("--segments", default="data/segments.h5", help="Label maps.")
-@click.option("--results", "folder", default="results", help="Folder of the results.")
-@click.option("--ablations", "cells", help="Folder of the cells of an ablation, drawn too.")
-@click.option("--out", default="results/report", help="Folder to write.")
-def main(
-    params_path: str,
-    index: str,
-    labels: str,
-    segments: str,
-    folder: str,
-    cells: str | None,
-    out: str,
+def make_report(
+    params: Params, index: str, labels: str, segments: str, results_folder: str, out: str
 ) -> None:
     """Draw the metrics, curves and gallery as one HTML page.
 
-    Reads the results of eval, the training curve, and of the gallery's images the photos, label
-    maps, eigenfunctions and labels. Writes index.html, which needs no network, and every picture
-    as PNG to results/report/. Prints the scores and where the page is.
+    Args:
+        index, labels, segments, results_folder: paths of what the stages before wrote.
+        out: folder of the page and its pictures to write.
     """
-    chosen = params.load(params_path)
-    found = ablations.read_cells(cells, ablations.base_of(chosen)) if cells else []
+    folder = results_folder
     truth = read_labels(labels)[1]
     mapping = results.read_mapping(Path(folder) / "mapping.json")
-    rows = [row for row in read_index(index) if row.split == chosen.data.eval]
+    rows = [row for row in read_index(index) if row.split == params.data.eval]
     with Segments(segments) as store:
         check_mapping(mapping, store)
         colours = choose_colours(mapping, store.clusters)
         gallery = [
             example(number, row, truth.get(row.id), store, colours)
-            for number, row in enumerate(track(spaced(rows, chosen.report.images), "drawing"))
+            for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
         ]
-    page = compose(chosen, Path(folder), mapping, colours, gallery, varied(found))
+    page = compose(params, Path(folder), mapping, colours, gallery, {})
     report.write_report(out, page)
-    print_scores(page.metrics, chosen.data.train, chosen.data.eval)
+    print_scores(page.metrics, params.data.train, params.data.eval)
     if page.origins:
         click.echo(verdict(page.metrics))
     click.echo(f"Report: {Path(out) / 'index.html'}")
@@ -136,17 +123,17 @@ def example(
 
 
 def compose(
-    chosen: params.Params,
+    params: Params,
     folder: Path,
     mapping: results.ClassMapping,
     colours: Colours,
     gallery: list[report.Example],
-    axes: dict[str, list[report.Point]],
+    axes: dict,
 ) -> report.Page:
     """Put the page together from the results folder and the drawn gallery."""
     metrics = results.read_metrics(folder / "metrics.json")
     counts = results.read_counts(folder / "counts.json")[1]
-    train, evaluated = chosen.data.train, chosen.data.eval
+    train, evaluated = params.data.train, params.data.eval
     source = f"fitted on the labels of {mapping.fitted_on}"
     if mapping.fitted_on == evaluated:
         source += ", which are also the ones scored: an oracle"
@@ -156,12 +143,12 @@ def compose(
         ("no class", colours.classes[-1]),
     ]
     return report.Page(
-        title=f"eigenseg: {chosen.dataset}",
+        title=f"eigenseg: {params.dataset}",
         facts={
             "evaluated split": evaluated,
             "training split": train,
-            "backbone": chosen.backbones[chosen.backbone].model,
-            "seed": chosen.seed,
+            "backbone": params.vit.model,
+            "seed": params.seed,
         },
         metrics=metrics,
         origins=origins(metrics, train, evaluated),
@@ -170,7 +157,7 @@ def compose(
         chart_note=f"Clusters take classes by {MATCHING}, {source}.",
         curves=curve_charts(results.read_curve(folder / "curve.csv")),
         ablations=axes,
-        ablation_charts=ablation_charts(axes),
+        ablation_charts=[],
         ablation_note=ABLATION_NOTE,
         legend=legend if labelled else [],
         gallery_note=(
@@ -249,60 +236,21 @@ def curve_charts(curve: dict[str, np.ndarray]) -> list[report.Picture]:
     ]
 
 
-def varied(cells: Sequence[ablations.Cell]) -> dict[str, list[report.Point]]:
-    """The points of each parameter that the cells vary; the last one is the seed.
+@click.command(cls=Stage)
+@click.option("--params", default="params.yaml", help="Choices.")
+@click.option("--index", default="data/index.csv", help="Index of images.")
+@click.option("--labels", default="data/labels.csv", help="Index of labels.")
+@click.option("--segments", default="data/segments.h5", help="Label maps.")
+@click.option("--results", default="results", help="Folder of the results.")
+@click.option("--out", default="results/report", help="Folder to write.")
+def main(params: str, index: str, labels: str, segments: str, results: str, out: str) -> None:
+    """Draw the metrics, curves and gallery as one HTML page.
 
-    The cells with the values of params.yaml are points of every parameter.
+    Reads the results of eval, the training curve, and of the gallery's images the photos, label
+    maps, eigenfunctions and labels. Writes index.html, which needs no network, and every picture
+    as PNG to results/report/. Prints the scores and where the page is.
     """
-    centre = [cell for cell in cells if cell.key is None]
-    axes = {}
-    for key in sorted({cell.key for cell in cells if cell.key}):
-        others = [cell for cell in cells if cell.key == key]
-        default = others[0].default
-        runs = [(cell.value, cell) for cell in others if cell.value != default or not centre]
-        axes[key] = _points([*runs, *((default, cell) for cell in centre)], default)
-    if len(centre) > 1:
-        axes["seed"] = _points([(cell.seed, cell) for cell in centre], None)
-    return axes
-
-
-def _points(runs: Sequence[tuple[Any, ablations.Cell]], default: Any) -> list[report.Point]:
-    """One point for each value, in ascending order; null comes first, texts last."""
-    groups: dict[str, tuple[Any, list[ablations.Cell]]] = {}
-    for value, cell in runs:
-        groups.setdefault(_text(value), (value, []))[1].append(cell)
-    ordered = sorted(groups.values(), key=lambda group: _rank(group[0]))
-    return [report.Point(_text(value), value == default, _miou(group)) for value, group in ordered]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _rank(value: Any) -> tuple[bool, bool, float, str]:
-    number = isinstance(value, int | float)
-    return value is not None, not number, value if number else 0.0, _text(value)
-
-
-def _miou(cells: Sequence[ablations.Cell]) -> dict[str, dict[str, list[float]]]:
-    """mIoU of each cell with oracle mappings, by matching and predictor."""
-    first = cells[0].metrics
-    return {
-        matching: {
-            name: [cell.metrics[name][matching]["oracle"]["miou"] for cell in cells]
-            for name in first
-        }
-        for matching, scores in first["ours"].items()
-        if isinstance(scores, dict)
-    }
-
-
-def ablation_charts(axes: dict[str, list[report.Point]]) -> list[report.Picture]:
-    """One picture for each varied parameter."""
-    return [
-        report.Picture(f"ablation_{name}", name, report.ablation_chart(points, MATCHING))
-        for name, points in axes.items()
-    ]
+    make_report(load(params), index, labels, segments, results, out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import stages
-from cache.artefact import file_hash
+from cache.store.artefact import file_hash
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOURS = np.array([[90, 140, 220], [60, 130, 50], [120, 110, 100], [200, 60, 40]])
@@ -75,21 +75,19 @@ class Project:
         self.set("dataset", "tiny")
         self.set("datasets.tiny", {"root": "photos", "train": "train", "eval": "val"})
         self.set("backbone", "tiny")
-        self.set("backbones.tiny", {"model": "test_vit", "weights": str(weights)})
+        self.set(
+            "backbones.tiny",
+            {"model": "test_vit", "weights": str(weights), "context": {"late": 1.0, "last": 0.5}},
+        )
         self.set("clusters", 6)
         self.set("extract.short_side", 96)
-        self.set("extract.shard_tokens", 200)
-        self.set("extract.max_patches", 200)
         self.set("graph.group_images", 3)
         self.set("graph.rounds", 2)
         self.set("graph.k", 0.1)
         self.set("context.components", 16)
-        self.set("context.patches", 200)
         self.set("head.mlp_hidden", 64)
         self.set("head.head_dim", 16)
         self.set("train.epochs", 3)
-        self.set("report.images", 2)
-        self.set("scenes", {"train": 1, "val": 1, "seed": 0})
 
     def set(self, key: str, value: Any) -> None:
         """Set one dotted key of params.yaml."""

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import timm
 import torch
+from backbones import distill
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from backbones import distill
 from cache.backbone import facts, load_backbone
-from cache.errors import InputError
 from cache.images import read_tile
-from pipeline import kmeans
+from cache.store.errors import InputError
+from demo.draw import CLASSES, draw_scene, scene_generator
 from pipeline.evaluation import confusion, count, majority_iou, scores
-from pipeline.features import Backbone, downsample, tokens
-from pipeline.scenes import CLASSES, draw_scene, scene_generator
+from pipeline.features.vit import Backbone, downsample, tokens
+from pipeline.head import kmeans
 from tests.conftest import REPOSITORY, Project
 
-DEMO = REPOSITORY / "backbones/demo"
+DEMO = REPOSITORY / "demo/backbone"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import kmeans, knn, scale, seeds
 from cache.features import Features
-from pipeline.head import Head
+from pipeline.head.head import Head
 from tests.conftest import Project, tables
 
 

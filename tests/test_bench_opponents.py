@@ -17,11 +17,11 @@ from bench import angles, kmeans, ncut, spectral
 from bench import heads as bench_heads
 from bench.scoring import balanced
 from cache import heads
-from cache.artefact import read_json, write_json
 from cache.features import Features
 from cache.graphs import Graphs
-from pipeline.graph import block_diagonal, kernel
-from pipeline.kmeans import unit_rows
+from cache.store.artefact import read_json, write_json
+from pipeline.features.whitening import unit_rows
+from pipeline.graph.kernel import block_diagonal, kernel
 from tests.conftest import Project, tables
 
 

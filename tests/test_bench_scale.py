@@ -16,7 +16,7 @@ import yaml
 
 from bench import cluster, memory, segmentation
 from bench.drawn import make_project
-from cache import params
+from stages import params
 from tests.conftest import tables
 
 

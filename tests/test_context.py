@@ -13,10 +13,10 @@ import pytest
 from cache import heads
 from cache.features import Features
 from cache.graphs import Graphs
-from pipeline import context
-from pipeline.context import Context, apply, average, fit
-from pipeline.kmeans import unit_rows
-from pipeline.predictors import Inputs
+from pipeline.features import context
+from pipeline.features.context import Context, apply, average, fit
+from pipeline.features.whitening import unit_rows
+from pipeline.maps.predictors import Inputs
 from stages import graph as graph_stage
 from stages.train import with_context
 from tests.conftest import Project, tree_bytes

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from bench import heads as bench_heads
-from cache import params
 from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
-from pipeline import crf
-from pipeline.crf import POINTS, SMOOTHNESS, Crf, choose_crf, label_map, refine
-from pipeline.upsampling import upsample_argmax
+from pipeline.maps import crf
+from pipeline.maps.crf import POINTS, SMOOTHNESS, Crf, choose_crf, label_map, refine
+from pipeline.maps.upsampling import upsample_argmax
+from stages import params
 from tests.conftest import REPOSITORY, Project, tables, tree_bytes
 
 SOME = Crf(5)

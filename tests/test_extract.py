@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cache.ahead import ahead
 from cache.features import Features
+from cache.store.ahead import ahead
 from tests.conftest import Project, kill_when, tree_bytes
 
 CACHE = Path("data/features.zarr")
@@ -212,7 +212,7 @@ def test_a_full_disk_keeps_what_was_finished(
 
 
 def test_two_processes_never_share_a_work_folder(project: Project) -> None:
-    from cache.artefact import work_folder
+    from cache.store.artefact import work_folder
 
     held = work_folder("data/x", "abc")
     with work_folder("data/x", "abc"), pytest.raises(ValueError, match="by another process"):

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from cache.backbone import facts
-from pipeline.features import Backbone, block_numbers, check_keys, final_norm, tokens
+from pipeline.features.vit import Backbone, block_numbers, check_keys, final_norm, tokens
 
 FAMILIES = [
     "vit_tiny_patch16_224",

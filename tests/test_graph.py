@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from pipeline.graph import (
+from pipeline.graph.kernel import (
     block_diagonal,
     feature_graph,
     kernel,
@@ -15,7 +15,7 @@ from pipeline.graph import (
     pixel_edges,
     to_torch,
 )
-from pipeline.knn import nearest
+from pipeline.graph.knn import nearest
 
 
 def random_features(seed: int, n: int) -> np.ndarray:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.head import Head, initialise, linear_attention, start_at
-from pipeline.kmeans import centres, unit_rows
+from pipeline.features.whitening import unit_rows
+from pipeline.head.head import Head, initialise, linear_attention, start_at
+from pipeline.head.kmeans import centres
 
 
 def made_head(seed: int = 0, clusters: int = 12, width: int | None = None) -> Head:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cache import heads
-from cache.errors import InputError
+from cache.store.errors import InputError
 
 KMEANS: dict[str, dict[str, Any]] = {
     "kmeans": {

@@ -16,9 +16,9 @@ import torch
 from threadpoolctl import threadpool_info
 
 from bench.cluster import cluster, killed, scheduler, until, wait_for_workers, worker
-from cache import jobs
-from cache.errors import InputError
-from cache.params import ComputeParams
+from cache.store import jobs
+from cache.store.errors import InputError
+from stages.params import ComputeParams
 from tests.conftest import Project, tree_bytes
 
 ARTEFACTS = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import kmeans
+from pipeline.features.tiles import sample_plan
+from pipeline.features.whitening import whitening
+from pipeline.head import kmeans
 
 
 def blobs(count: int = 8, each: int = 60, channels: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +71,7 @@ def test_whitening_gives_the_identity_as_covariance(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kmeans, "BLOCK", 128)  # several blocks
     rng = np.random.default_rng(0)
     points = (rng.normal(size=(1000, 9)) @ rng.normal(size=(9, 9)) + 5).astype(np.float32)
-    mean, projection = kmeans.whitening(points, 6)
+    mean, projection = whitening(points, 6)
     whitened = (points - mean).astype(np.float64) @ projection
     np.testing.assert_allclose(whitened.T @ whitened / len(points), np.eye(6), atol=1e-3)
     np.testing.assert_allclose(whitened.mean(axis=0), 0, atol=1e-4)
@@ -98,7 +100,7 @@ def test_prepared_tokens_are_white() -> None:
 def test_whitening_does_not_blow_up_directions_without_variance() -> None:
     rng = np.random.default_rng(0)
     points = (rng.normal(size=(500, 3)) @ rng.normal(size=(3, 8))).astype(np.float32)
-    mean, projection = kmeans.whitening(points, 8)
+    mean, projection = whitening(points, 8)
     variances = np.var((points - mean) @ projection, axis=0)
     np.testing.assert_allclose(variances[:3], 1, atol=1e-3)
     assert variances[3:].max() < 0.01
@@ -146,7 +148,7 @@ def test_sample_plan_is_uniform() -> None:
     rng = np.random.default_rng(0)
     rounds = 3000
     for _ in range(rounds):
-        plan = kmeans.sample_plan(sizes, 10, rng)
+        plan = sample_plan(sizes, 10, rng)
         assert sum(map(len, plan)) == 10
         for count, chosen in zip(counts, plan, strict=True):
             np.testing.assert_array_equal(chosen, np.unique(chosen))  # ascending, no token twice
@@ -156,18 +158,16 @@ def test_sample_plan_is_uniform() -> None:
 
 
 def test_sample_plan_is_deterministic_and_takes_all_there_is() -> None:
-    first, again = (
-        kmeans.sample_plan([900] * 50, 1000, np.random.default_rng(1)) for _ in range(2)
-    )
+    first, again = (sample_plan([900] * 50, 1000, np.random.default_rng(1)) for _ in range(2))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
     for wanted in (5, 6):
-        plan = kmeans.sample_plan([2, 3], wanted, np.random.default_rng(0))
+        plan = sample_plan([2, 3], wanted, np.random.default_rng(0))
         assert [rows.tolist() for rows in plan] == [[0, 1], [0, 1, 2]]
-    assert kmeans.sample_plan([], 5, np.random.default_rng(0)) == []
+    assert sample_plan([], 5, np.random.default_rng(0)) == []
 
 
 def test_sample_plan_of_a_huge_cache_needs_little_memory() -> None:
-    plan = kmeans.sample_plan([10**9] * 1000, 100, np.random.default_rng(0))
+    plan = sample_plan([10**9] * 1000, 100, np.random.default_rng(0))
     assert sum(map(len, plan)) == 100
     assert all(0 <= row < 10**9 for rows in plan for row in rows)

@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.knn import nearest, neighbour_count, not_self, recall
+from pipeline.graph.knn import nearest, neighbour_count, not_self, recall
 
 
 def unit_rows(rng: np.random.Generator, n: int, c: int) -> np.ndarray:

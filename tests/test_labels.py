@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache.errors import InputError
 from cache.index import ImageRow
 from cache.labels import (
     LabelRow,
@@ -23,6 +22,7 @@ from cache.labels import (
     read_labels,
     write_labels,
 )
+from cache.store.errors import InputError
 
 LABEL = np.array([[0, 1, 2], [2, 255, 0]], dtype=np.uint8)
 

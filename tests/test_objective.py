@@ -10,10 +10,17 @@ from scipy.linalg import subspace_angles
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from pipeline.graph import block_diagonal, feature_graph, kernel, normalise, pixel_edges, to_torch
-from pipeline.head import Head, initialise
-from pipeline.knn import nearest
-from pipeline.objective import (
+from pipeline.graph.kernel import (
+    block_diagonal,
+    feature_graph,
+    kernel,
+    normalise,
+    pixel_edges,
+    to_torch,
+)
+from pipeline.graph.knn import nearest
+from pipeline.head.head import Head, initialise
+from pipeline.head.objective import (
     default_beta,
     gumbel_softmax,
     learning_rate,

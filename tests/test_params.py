@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cache import params
-from cache.errors import InputError
+from cache.store.errors import InputError
+from stages import params
 from tests.conftest import REPOSITORY
 
 

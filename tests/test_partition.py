@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.partition import partition
+from pipeline.graph.partition import partition
 
 
 @pytest.mark.parametrize(("images", "size"), [(100, 16), (17, 16), (16, 16), (5, 16), (9, 1)])

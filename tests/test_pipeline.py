@@ -13,13 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cache import params
 from cache.features import Features
 from cache.graphs import Graphs
 from cache.index import read_index
 from cache.segments import Segments
-from pipeline.graph import pixel_edges, restrict
-from stages import train
+from pipeline.graph.kernel import pixel_edges, restrict
+from stages import params, train
 from tests.conftest import Project, kill_when, tree_bytes
 
 STAGES = ("prepare", "extract", "graph", "train", "segment", "eval", "report")

@@ -17,9 +17,9 @@ from cache import heads, predictions, results
 from cache.images import read_image
 from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
-from pipeline.colours import blend, class_colours, colour, overlay, palette
 from pipeline.evaluation import MATCHINGS
 from stages import predict
+from stages.colours import blend, class_colours, colour, overlay, palette
 from tests.conftest import Project, draw_scene, make_dataset
 
 

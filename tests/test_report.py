@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache import parts, results
+from cache import results
 from cache.index import read_index
-from cache.report import encode
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
-from pipeline.colours import NEUTRAL, blend, class_colours, colour, eigenfunction_image, palette
+from cache.store import parts
 from pipeline.evaluation import MATCHINGS
+from stages.colours import NEUTRAL, blend, class_colours, colour, eigenfunction_image, palette
+from stages.drawing import encode
 from stages.report import verdict
 from tests.conftest import Project
 

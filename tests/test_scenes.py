@@ -15,8 +15,8 @@ from PIL import Image
 from cache.images import check_images
 from cache.labels import find_labels, read_classes
 from cache.scenes import Scene, write_scenes
-from pipeline.scenes import CLASSES, draw_scene, scene_generator
-from pipeline.scenes.canvas import (
+from demo.draw import CLASSES, draw_scene, scene_generator
+from demo.draw.canvas import (
     BUILDING,
     CAR,
     FAINT,
@@ -35,10 +35,10 @@ from pipeline.scenes.canvas import (
     rest,
     rgb,
 )
-from pipeline.scenes.grounds import Ground, meadow, mountains, sky
-from pipeline.scenes.photo import vote
-from pipeline.scenes.solids import Faces, paint_faces
-from pipeline.scenes.weather import weather
+from demo.draw.grounds import Ground, meadow, mountains, sky
+from demo.draw.photo import vote
+from demo.draw.solids import Faces, paint_faces
+from demo.draw.weather import weather
 from stages.scenes import draw, main
 from tests.conftest import REPOSITORY, tree_bytes
 

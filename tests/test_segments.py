@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 import zarr
 
-from cache import heads, parts
-from cache.errors import InputError
+from cache import heads
 from cache.features import Features
 from cache.graphs import Graphs
 from cache.segments import ImageMaps, Segments, write_maps
-from pipeline.head import Head
-from pipeline.kmeans import fit, scores
-from pipeline.predictors import Predictors, Window, score_maps
+from cache.store import parts
+from cache.store.errors import InputError
+from pipeline.head.head import Head
+from pipeline.head.kmeans import fit, scores
+from pipeline.maps.predictors import Predictors, Window, score_maps
 from stages.train import with_context
 from tests.conftest import Project
 

@@ -9,10 +9,10 @@ import pytest
 import zarr
 
 from cache import features, int8
-from cache.errors import InputError
 from cache.features import Features
-from cache.shards import Shards, shard_file
-from pipeline.tiles import plan_layout
+from cache.store.errors import InputError
+from cache.store.shards import Shards, shard_file
+from pipeline.features.tiles import plan_layout
 
 # Chunks of 20 slots, two to a shard: full ones, one with a gap, one left out, a tile of two chunks.
 GRIDS = [(4, 5)] * 4 + [(2, 3), (4, 5), (4, 5), (5, 6), (4, 5), (4, 5)]

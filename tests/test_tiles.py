@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.tiles import chunk_tokens, plan_layout, plan_tiles, resized_shape
+from pipeline.features.tiles import chunk_tokens, plan_layout, plan_tiles, resized_shape
 
 DEFAULTS = {"patch": 14, "short_side": 364, "window": None, "stride": None, "max_patches": 8192}
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.graph import feature_graph, normalise, to_torch
-from pipeline.head import Head, initialise
-from pipeline.knn import nearest
-from pipeline.objective import gumbel_softmax, neural_eigenfunction_loss
-from pipeline.training import Batch, Diverged, optimiser, tensor_cores, train_step
+from pipeline.graph.kernel import feature_graph, normalise, to_torch
+from pipeline.graph.knn import nearest
+from pipeline.head.head import Head, initialise
+from pipeline.head.objective import gumbel_softmax, neural_eigenfunction_loss
+from pipeline.head.training import Batch, Diverged, optimiser, tensor_cores, train_step
 
 BLOBS = 4
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.merge import merge_windows
-from pipeline.upsampling import upsample_argmax
+from pipeline.maps.merge import merge_windows
+from pipeline.maps.upsampling import upsample_argmax
 
 
 def reference(scores: Tensor, height: int, width: int) -> Tensor:

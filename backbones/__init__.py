@@ -1,1 +1,0 @@
-"""The bundled demonstration backbone and the script that makes it."""

@@ -1,0 +1,1 @@
+"""What every store stands on: whole artefacts, parts, shards and the jobs that write them."""

@@ -1,0 +1,113 @@
+"""Artefacts that are complete or absent: fingerprints, locked work folders, atomic publishing.
+
+DVC deletes a stage's outputs before it runs the stage, so unfinished work is kept beside them, in
+``<data>/.work/<name>-<fingerprint>``, and moved to its place when it is whole. The fingerprint
+covers everything the result depends on: other images, weights or parameters get another folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from cache.store.errors import InputError
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits over JSON-able values; equal values give equal fingerprints."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def work_folder(out: str | Path, mark: str) -> Iterator[Path]:
+    """The locked folder in which the artefact ``out`` with this fingerprint is being made.
+
+    It survives failures and kills, so that the next run finds what was finished, and is removed
+    when the block ends without an error: by then `publish` has moved the artefact to its place.
+
+    Raises:
+        InputError: another process is at work on the same artefact.
+    """
+    out = Path(out)
+    folder = out.parent / ".work" / f"{out.name}-{mark}"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock_path = folder.with_name(folder.name + ".lock")
+    with open(lock_path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                f"{out} is being made by another process, which holds {lock.name}. "
+                "Wait for it or stop it (a killed `dvc` leaves its stage running)."
+            ) from error
+        yield folder
+        shutil.rmtree(folder)
+        lock_path.unlink()
+
+
+def publish(work: str | Path, out: str | Path) -> None:
+    """Move a finished file or folder to its place; a former one there is removed first."""
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        shutil.rmtree(out)
+    os.replace(work, out)
+
+
+def size(path: str | Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    path = Path(path)
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON by way of a temporary file, so that a reader never sees half of it."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text in UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file by way of a temporary one; its folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_name(path)
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def partial_name(path: Path) -> Path:
+    """Another name at each call, to write under: two runs of one job do not meet in one file."""
+    return path.with_name(f"{path.name}.{uuid4().hex}.partial")
+
+
+def read_json(path: str | Path, way_out: str) -> Any:
+    """Read JSON; a missing or broken file is an error that ends with ``way_out``."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: {way_out}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): {way_out}") from error

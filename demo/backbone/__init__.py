@@ -1,0 +1,1 @@
+"""The bundled ViT and the program that distilled it."""

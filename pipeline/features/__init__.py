@@ -1,0 +1,1 @@
+"""From pixels to patch tokens: tiles, the frozen ViT, whitening, tokens in context."""

@@ -1,0 +1,130 @@
+"""Tokens in context: whitened levels, averaged over like patches nearby in the same tile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.features.whitening import unit_rows, whitening
+
+NAME = "context"  # of the level that is made of others
+QUERIES = 1024  # patches that look around at a time: memory follows this times a tile's patches
+
+
+class Context(NamedTuple):
+    """How tokens of L levels become one vector for each patch; fitted without labels.
+
+    Attributes:
+        means, projections: float32 ``(L, C)`` and ``(L, C, d)``, whiten each level's unit rows.
+        weights: float32 ``(L,)``, of each level's whitened unit rows in the joined vector.
+        temperature: of the softmax over cosines between patches.
+        reach: standard deviation, in patches, of the Gaussian that weighs their distance.
+    """
+
+    means: np.ndarray
+    projections: np.ndarray
+    weights: np.ndarray
+    temperature: float
+    reach: float
+
+    @property
+    def channels(self) -> int:
+        """Channels of the joined vector."""
+        levels, _, components = self.projections.shape
+        return levels * components
+
+
+def fit(
+    points: Sequence[np.ndarray],
+    components: int,
+    weights: Sequence[float],
+    temperature: float,
+    reach: float,
+) -> Context:
+    """Fit the whitening of each level to a sample of its tokens.
+
+    Args:
+        points: of each level, float32 ``(n, C)``.
+        components: principal components to keep, all where there are no more channels.
+        weights: of each level, not all 0.
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
+    if not all(np.isfinite(level).all() for level in points):
+        raise ValueError(
+            "the context needs finite tokens, found NaN or infinity: delete the feature cache and "
+            "extract again"
+        )
+    kept = min(components, points[0].shape[1])
+    fitted = [whitening(unit_rows(level), kept) for level in points]
+    means, projections = (np.stack(parts) for parts in zip(*fitted, strict=True))
+    return Context(means, projections, np.array(weights, np.float32), temperature, reach)
+
+
+def apply(context: Context, tokens: Sequence[np.ndarray], grid_h: int, grid_w: int) -> np.ndarray:
+    """Put the patches of one tile into context.
+
+    Args:
+        tokens: of each level, float16 or float32 ``(grid_h * grid_w, C)``, row after row.
+
+    Returns:
+        float16 ``(grid_h * grid_w, L d)``, rows of length 1: the joined whitened levels, averaged
+        by `average`.
+
+    Raises:
+        ValueError: the tokens do not fit the levels or the grid.
+    """
+    levels, channels, _ = context.projections.shape
+    shapes = [level.shape for level in tokens]
+    if shapes != [(grid_h * grid_w, channels)] * levels:
+        raise ValueError(
+            f"the context was fitted to {levels} levels of {channels} channels and looks at a "
+            f"{grid_h} x {grid_w} grid, found tokens of {shapes}"
+        )
+    joined = np.concatenate([
+        weight * unit_rows((unit_rows(level.astype(np.float32)) - mean) @ projection)
+        for level, mean, projection, weight in zip(
+            tokens, context.means, context.projections, context.weights, strict=True
+        )
+    ], axis=1)  # fmt: skip
+    rows = unit_rows(joined)
+    return unit_rows(average(rows, grid_h, grid_w, context.temperature, context.reach)).astype(
+        np.float16
+    )
+
+
+def average(
+    rows: np.ndarray, grid_h: int, grid_w: int, temperature: float, reach: float
+) -> np.ndarray:
+    """Average every patch over the patches of its tile that are like it and near it.
+
+    The weight of patch v for patch u is proportional to
+    ``exp(cos(u, v) / temperature - |place_u - place_v|^2 / (2 reach^2))``: non-local means, or
+    attention without parameters.
+
+    Args:
+        rows: float32 ``(grid_h * grid_w, d)`` of length 1, row after row of the grid.
+        reach: in patches.
+
+    Returns:
+        float32, of the same shape.
+    """
+    values = torch.from_numpy(rows)
+    at_a_time = max(1, QUERIES // grid_w)  # rows of the grid
+    y, x = (_penalties(side, reach) for side in (grid_h, grid_w))
+    averaged = []
+    for queries, near in zip(values.split(at_a_time * grid_w), y.split(at_a_time), strict=True):
+        places = (near[:, None, :, None] + x[None, :, None, :]).reshape(len(queries), -1)
+        logits = torch.addmm(places, queries, values.T, alpha=1 / temperature)
+        averaged.append(torch.softmax(logits, dim=1) @ values)
+    return torch.cat(averaged).numpy()
+
+
+def _penalties(side: int, reach: float) -> torch.Tensor:
+    """Logarithm of the Gaussian over distances along one side of a grid: ``(side, side)``."""
+    places = torch.arange(side, dtype=torch.float32) / (reach * 2**0.5)
+    return -((places[:, None] - places) ** 2)

@@ -1,0 +1,134 @@
+"""The training loop: one step per batch, Adam, half-cosine schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from pipeline.head.head import Head
+from pipeline.head.objective import gumbel_softmax, neural_eigenfunction_loss, normalise_columns
+
+
+class Diverged(ArithmeticError):  # noqa: N818 - names what happened, as StopIteration does
+    """The loss is no longer finite; the parameters are those from before the step."""
+
+
+class Batch(NamedTuple):
+    """The patches of one group of images, tile after tile, and the kernel over them."""
+
+    tokens: Tensor  # float32 (N, C), the levels side by side; float16 until it is on its device
+    sizes: list[int]  # patches of each tile, N in all
+    kappa: Tensor  # sparse CSR float32 (N, N), in the same order
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on a device, its tokens in float32: float16 travels in half the time."""
+        tokens = self.tokens.to(device).float()
+        return self._replace(tokens=tokens, kappa=self.kappa.to(device))
+
+
+class Schedule(NamedTuple):
+    """What changes from step to step, half a cosine from its start to its end, and beta."""
+
+    steps: int
+    lr: float
+    lr_end: float
+    tau_start: float  # of the Gumbel-softmax
+    tau_end: float
+    beta: float  # weight of the penalty (Eq. 7)
+
+    def at(self, step: int) -> tuple[float, float]:
+        """Learning rate and temperature of a step, from 0."""
+        way = (1 + math.cos(math.pi * step / self.steps)) / 2
+        return (
+            self.lr_end + (self.lr - self.lr_end) * way,
+            self.tau_end + (self.tau_start - self.tau_end) * way,
+        )
+
+
+def optimiser(head: Head, lr: float) -> torch.optim.Optimizer:
+    """The method's optimiser: Adam without weight decay."""
+    return torch.optim.Adam(head.parameters(), lr=lr)
+
+
+def train_epoch(
+    head: Head,
+    adam: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    schedule: Schedule,
+    first: int,
+    generator: torch.Generator,
+) -> Iterator[dict[str, float]]:
+    """Take one step for each batch.
+
+    Args:
+        first: number of the epoch's first step in the schedule.
+        generator: source of the Gumbel noise.
+
+    Yields:
+        What `train_step` returns, and the step's ``tau`` and ``lr``.
+    """
+    for step, batch in enumerate(batches, first):
+        lr, tau = schedule.at(step)
+        for group in adam.param_groups:
+            group["lr"] = lr
+        values = train_step(head, adam, batch, tau=tau, beta=schedule.beta, generator=generator)
+        yield {**values, "tau": tau, "lr": lr}
+
+
+def train_step(
+    head: Head,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    *,
+    tau: float,
+    beta: float,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Take one step on the objective (Eq. 5-7) of quantised eigenfunctions.
+
+    Args:
+        tau: temperature of the Gumbel-softmax.
+        beta: weight of the penalty.
+        generator: source of the Gumbel noise.
+
+    Returns:
+        Loss, trace and penalty of the step and ``clusters``, the number of distinct argmax clusters
+        in the batch.
+
+    Raises:
+        Diverged: the loss is not finite; no parameter was changed.
+    """
+    _, logits = head(batch.tokens, batch.sizes)
+    psi = normalise_columns(gumbel_softmax(logits, tau, generator))
+    loss, trace, penalty = neural_eigenfunction_loss(psi, batch.kappa, beta)
+    used = logits.new_zeros(logits.shape[1]).index_fill_(0, logits.argmax(dim=1), 1)
+    optimiser.zero_grad()
+    loss.backward()
+    # One transfer, after all is queued: a GPU's queue runs dry at every value that is read.
+    values = torch.stack([loss.detach(), trace, penalty, used.sum()]).tolist()
+    if not math.isfinite(values[0]):
+        raise Diverged(
+            f"the loss must stay finite, found {values[0]} at temperature {tau:.4g}: the learning "
+            "rate is too high, or the cached features hold NaN or infinity"
+        )
+    optimiser.step()
+    return dict(zip(("loss", "trace", "penalty", "clusters"), values, strict=True))
+
+
+@contextmanager
+def tensor_cores() -> Iterator[None]:
+    """Let a GPU multiply float32 matrices in TF32 inside the block; a CPU computes as ever.
+
+    TF32 keeps 10 bits of the mantissa, as many as the float16 of the cached tokens.
+    """
+    former = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = former

@@ -1,0 +1,1 @@
+"""From scores of patches to label maps: predictors, up-sampling, CRF."""

@@ -1,0 +1,188 @@
+"""The three predictors: tokens of one image -> a score map of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from pipeline.head.head import Head
+from pipeline.head.kmeans import KMeans, scores
+
+
+class Predictors(NamedTuple):
+    """What training leaves: the head, K-means on its features, K-means on one level's tokens."""
+
+    head: Head
+    ours_kmeans: KMeans
+    kmeans: KMeans
+
+
+class Window(NamedTuple):
+    """The tokens of one tile, row after row of its grid; lengths in patches of the image's grid."""
+
+    head: Tensor  # float32 (grid_h * grid_w, sum of the head's channels)
+    kmeans: Tensor  # float32 (grid_h * grid_w, channels of the baseline's level)
+    top: int
+    left: int
+    grid_h: int
+    grid_w: int
+    flip: bool  # the tile is a mirror image, from left to right
+
+
+class Inputs(NamedTuple):
+    """The cached levels that the predictors look at."""
+
+    head: list[int | str]  # joined, in this order
+    kmeans: int | str
+
+
+def restore(
+    manifest: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    centres: Mapping[str, Mapping[str, Any]],
+    device: torch.device,
+) -> tuple[Inputs, Predictors]:
+    """The predictors that training has left, and what they look at.
+
+    Args:
+        manifest: ``head`` (``levels``, and beside them the arguments of `Head`), and the choices
+            of ``kmeans`` (its ``level``).
+        state: the head's ``state_dict``.
+        centres: by name the fields of each `KMeans` (ours_kmeans, kmeans).
+        device: where the head computes.
+    """
+    levels = manifest["head"]["levels"]
+    others = {name: value for name, value in manifest["head"].items() if name != "levels"}
+    head = Head(**others)
+    head.load_state_dict(state)
+    if parametrize.is_parametrized(head.last):
+        # The orthogonal weight is computed once instead of in every forward pass.
+        parametrize.remove_parametrizations(head.last, "weight")
+    head.eval().to(device)
+    models = {name: KMeans(**centres[name]) for name in ("ours_kmeans", "kmeans")}
+    return Inputs(levels, manifest["kmeans"]["level"]), Predictors(head, **models)
+
+
+def window(
+    tokens: Mapping[int | str, np.ndarray],
+    inputs: Inputs,
+    corner: tuple[int, int],
+    grid: tuple[int, int],
+    flip: bool,
+    device: torch.device,
+) -> Window:
+    """Put the tokens of one tile together.
+
+    Args:
+        tokens: by level, float16 ``(patches, C)``, rows of the grid one after the other.
+        corner: row and column of the tile's first patch in the image's grid.
+        grid: rows and columns of the tile, in patches.
+        flip: the tile is a mirror image, from left to right.
+        device: of the head.
+    """
+    joined = np.concatenate([tokens[level] for level in inputs.head], axis=1)
+    return Window(
+        torch.from_numpy(joined).to(device).float(),
+        torch.from_numpy(tokens[inputs.kmeans]).float(),
+        *corner,
+        *grid,
+        flip,
+    )
+
+
+class ScoreMaps(NamedTuple):
+    """Score maps float32 ``(K, grid_h, grid_w)``, higher is better; eigenfunctions are logits."""
+
+    ours: Tensor
+    ours_kmeans: Tensor
+    kmeans: Tensor
+    eigenfunctions: Tensor  # (m, grid_h, grid_w)
+
+
+@torch.inference_mode()
+def score_maps(
+    predictors: Predictors,
+    windows: Sequence[Window],
+    grid_h: int,
+    grid_w: int,
+    *,
+    temperature: float | None,
+    eigenfunctions: int,
+) -> ScoreMaps:
+    """Score every patch of one image with all predictors; overlapping windows are averaged.
+
+    Args:
+        windows: together they cover the grid; on the device of the head.
+        grid_h, grid_w: patches of the image.
+        temperature: "ours" scores softmax(logits / temperature); None scores the logits.
+        eigenfunctions: how many of the logits to return as maps, the first m.
+
+    Raises:
+        ValueError: a window's tokens do not fit the head, or a patch is in no window.
+    """
+    scored = [_scores(predictors, window, temperature, eigenfunctions) for window in windows]
+    places = [(window.top, window.left) for window in windows]
+    merged = (
+        merge_windows([(maps, *at) for maps, at in zip(same, places, strict=True)], grid_h, grid_w)
+        for same in zip(*scored, strict=True)
+    )
+    return ScoreMaps(*merged)
+
+
+def _scores(
+    predictors: Predictors, window: Window, temperature: float | None, eigenfunctions: int
+) -> ScoreMaps:
+    features, logits = predictors.head(window.head, [window.grid_h * window.grid_w])
+    by_patch = (
+        logits if temperature is None else torch.softmax(logits / temperature, dim=1),
+        torch.from_numpy(scores(predictors.ours_kmeans, features.cpu().numpy())),
+        torch.from_numpy(scores(predictors.kmeans, window.kmeans.cpu().numpy())),
+        logits[:, :eigenfunctions],
+    )
+    return ScoreMaps(*(_grid(values, window) for values in by_patch))
+
+
+def _grid(values: Tensor, window: Window) -> Tensor:
+    """Patches ``(n, K)`` -> map ``(K, grid_h, grid_w)``, mirrored back."""
+    maps = values.T.reshape(-1, window.grid_h, window.grid_w)
+    return maps.flip(2) if window.flip else maps
+
+
+def merge_windows(windows: Sequence[tuple[Tensor, int, int]], grid_h: int, grid_w: int) -> Tensor:
+    """Average windows where they overlap.
+
+    Args:
+        windows: scores ``(K, h, w)`` with the row and the column, in patches, of their first patch
+            in the grid. A mirrored window is mirrored back before.
+        grid_h, grid_w: patches of the whole image.
+
+    Returns:
+        float32 ``(K, grid_h, grid_w)`` on the device of the windows.
+
+    Raises:
+        ValueError: a window reaches beyond the grid, or a patch is in no window.
+    """
+    first = windows[0][0]
+    total = torch.zeros(len(first), grid_h, grid_w, device=first.device)
+    count = torch.zeros(grid_h, grid_w, device=first.device)
+    for maps, top, left in windows:
+        bottom, right = top + maps.shape[1], left + maps.shape[2]
+        if min(top, left) < 0 or bottom > grid_h or right > grid_w:
+            raise ValueError(
+                f"windows must lie in the grid of {grid_h} x {grid_w} patches, found rows "
+                f"{top}-{bottom} and columns {left}-{right}"
+            )
+        total[:, top:bottom, left:right] += maps
+        count[top:bottom, left:right] += 1
+    holes = int((count == 0).sum())
+    if holes:
+        raise ValueError(
+            f"the windows of an image must cover it, found {holes} of {grid_h * grid_w} patches in "
+            "no window"
+        )
+    return total / count

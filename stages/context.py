@@ -1,0 +1,148 @@
+"""The context stage: cached levels -> the level `context`, whitened and averaged, as a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+
+from cache import features as store
+from cache.features import Features
+from cache.store.artefact import fingerprint, publish, size, work_folder
+from pipeline.features import context
+from pipeline.features.tiles import sample_plan
+from stages import Stage
+from stages.jobs import run
+from stages.params import Params, load
+from stages.progress import track
+
+NAME = "context"  # of the level, and of the array that holds it
+SAMPLE = 100_000  # training patches that the whitening is fitted to
+SEED = 0  # of their choice
+
+
+class Job(NamedTuple):
+    """All that a worker needs to fill any shard; small enough to send around."""
+
+    folder: str
+    done: str
+    features: str
+    levels: tuple[int | str, ...]
+    shard_slots: int
+
+
+def make_context(params: Params, features: str, out: str) -> None:
+    """Put every patch of a cache into context, once; write the level as a cache of its own.
+
+    Where no level that graph, head and baseline look at is `context`, the cache holds none.
+
+    Args:
+        features: path of the cache that `extract` wrote.
+        out: folder to write. Interrupted, the same call goes on where it was.
+    """
+    cache = Features.open(features)
+    weights = params.vit.context if NAME in params.used_levels else {}
+    manifest = describe(params, cache, weights)
+    with work_folder(out, manifest["fingerprint"]) as work:
+        folder, done = work / "context.zarr", work / "done"
+        dtype, (*layout, shards) = cache.manifest["params"]["dtype"], cache.layout()
+        todo = store.declare(
+            folder,
+            done,
+            manifest["channels"],
+            dtype,
+            cache.tiles,
+            *layout,
+            shards if weights else 0,
+        )
+        if weights and store.read_fit(folder) is None:
+            store.write_fit(folder, fit_context(params, cache, weights)._asdict())
+        job = Job(str(folder), str(done), features, tuple(weights), layout[1])
+        jobs = [(job, shard) for shard in todo]
+        run(fill_shard, jobs, params.compute, work, "tokens in context")
+        store.finish(folder, done, shards if weights else 0, manifest)
+        publish(folder, out)
+    click.echo(f"{out}: {len(weights)} levels in context, {size(out) / 1e9:.2f} GB")
+
+
+def describe(
+    params: Params, cache: Features, weights: Mapping[int | str, float]
+) -> dict[str, object]:
+    """What the level is made from; where ``weights`` of levels are none, there is no level."""
+    width = sum(min(params.context.components, cache.channels(level)) for level in weights)
+    choices = {
+        "features": cache.manifest["fingerprint"],
+        "split": params.data.train,
+        "weights": {str(level): weight for level, weight in weights.items()},
+        **(params.context.model_dump() if weights else {}),
+    }
+    return {
+        **choices,
+        "levels": {NAME: NAME} if weights else {},
+        "channels": {NAME: width} if weights else {},
+        "splits": cache.manifest["splits"],
+        "fingerprint": fingerprint("context", store.FORMAT, choices),
+    }
+
+
+def fit_context(
+    params: Params, cache: Features, weights: Mapping[int | str, float]
+) -> context.Context:
+    """Fit the whitening of each level to a sample of the training patches."""
+    tiles = cache.tiles_of(params.data.train)
+    plan = sample_plan(cache.sizes(tiles), SAMPLE, np.random.default_rng([SEED, 2]))
+    points: list[list[np.ndarray]] = [[] for _ in weights]
+    for tile, rows in zip(track(tiles, "sampling for the context"), plan, strict=True):
+        for level, sample in zip(weights, points, strict=True):
+            sample.append(cache.tokens(level, tile)[rows].astype(np.float32))
+    choices = params.context
+    return context.fit(
+        [np.concatenate(sample) for sample in points],
+        choices.components,
+        list(weights.values()),
+        choices.temperature,
+        choices.reach,
+    )
+
+
+def fill_shard(job: Job, shard: int) -> None:
+    """Compute and write one shard; it depends on nothing but its arguments and the cache."""
+    cache, fit = _opened(job)
+    starts = cache.tiles["start"]
+    first, last = np.searchsorted(starts, np.array([shard, shard + 1]) * job.shard_slots)
+    values = np.full((job.shard_slots, fit.channels), np.nan, np.float16)
+    for tile in range(first, last):
+        row = cache.tiles[tile]
+        tokens = [cache.tokens(level, tile) for level in job.levels]
+        start = int(row["start"]) - shard * job.shard_slots
+        rows = context.apply(fit, tokens, int(row["grid_h"]), int(row["grid_w"]))
+        values[start : start + len(rows)] = rows
+    store.write_shard(Path(job.folder), Path(job.done), shard, {NAME: values})
+
+
+@lru_cache(maxsize=1)
+def _opened(job: Job) -> tuple[Features, context.Context]:
+    """The cache and the fit; once in each process."""
+    return Features.open(job.features), context.Context(**store.read_fit(job.folder))
+
+
+@click.command(cls=Stage)
+@click.option("--params", default="params.yaml", help="Choices.")
+@click.option("--features", default="data/features.zarr", help="Feature cache.")
+@click.option("--out", default="data/context.zarr", help="Cache of the level `context` to write.")
+def main(params: str, features: str, out: str) -> None:
+    """Put the tokens of every patch into context: the level `context`.
+
+    Reads data/features.zarr, fits the whitening to the training split, writes data/context.zarr in
+    the same layout. Where no level that is looked at is `context`, it holds none. Interrupted, it
+    goes on where it was.
+    """
+    make_context(load(params), features, out)
+
+
+if __name__ == "__main__":
+    main()

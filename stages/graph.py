@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
+import faiss
 import numpy as np
+from scipy.sparse import coo_array, csr_array
 
 from cache.features import Features
-from cache.graphs import FORMAT, Neighbours, write_group, write_pixels
+from cache.graphs import (
+    FORMAT,
+    Neighbours,
+    read_neighbours,
+    write_group,
+    write_groups,
+    write_neighbours,
+    write_pixels,
+    write_tiles,
+)
+from cache.indices import complete_index, index_facts, open_index, write_index
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
+from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import pixel_edges
 from pipeline.graph.knn import nearest, neighbour_count
-from pipeline.graph.partition import partition
+from pipeline.graph.partition import Numbering, follow, partition, share_inside, strongest
+from pipeline.graph.search import (
+    SAMPLE_PER_CELL,
+    ExactTop,
+    cell_count,
+    choose_probes,
+    empty_index,
+    search,
+    to_gpu,
+)
 from stages import Stage, way_out
 from stages.jobs import run_parts
 from stages.params import GraphParams, Params, load
+from stages.progress import track
 
 PIXEL_TILES = 64  # tiles whose pixel graphs make one part
+BLOCK_PATCHES = 32768  # patches whose neighbours make one part, about
+PARTNERS = 64  # of each image, those that most edges join to it: enough for any batch
+QUERIES = 500  # patches whose exact neighbours are searched, to set and to measure the recall
 FEWER = "lower `graph.k` or raise `graph.group_images`"
 
 Groups = dict[tuple[int, int], np.ndarray]  # ids of tiles by round and number in the round
@@ -34,9 +60,11 @@ class Job(NamedTuple):
     work: str
     features: str
     context: str
+    split: str
     level: int | str
     k: int | float
     gpu: bool
+    other_images: bool
 
 
 def make_graph(params: Params, features: str, context: str, out: str) -> None:
@@ -48,25 +76,35 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
     """
     cache = Features.open(features).beside(context)
     tiles = cache.tiles_of(params.data.train)
-    groups = random_groups(cache, tiles, params.graph)
-    check(params, cache, tiles, groups)
-    manifest = describe(params, cache, len(groups))
+    check(params, cache, tiles)
+    manifest = describe(params, cache)
     with work_folder(out, manifest["fingerprint"]) as work:
         graph, gpu = params.graph, params.compute.device != "cpu"
-        job = Job(str(work), features, context, graph.level, graph.k, gpu)
+        job = Job(
+            str(work), features, context, params.data.train, graph.level, graph.k, gpu,
+            graph.other_images,
+        )  # fmt: skip
         names = make_pixel_graphs(job, tiles, params)
-        jobs = {f"group-{r:03d}-{g:06d}": ((r, g), t.tolist()) for (r, g), t in groups.items()}
-        names += run_parts(fill_group, job, jobs, params.compute, "kNN graphs")
+        if graph.scope == "group":
+            names += search_groups(job, random_groups(cache, tiles, graph), params)
+        else:
+            added, facts = search_dataset(job, cache, params)
+            names, manifest = names + added, {**manifest, **facts}
         parts.assemble(work, names, out, manifest)
-    click.echo(f"{out}: {len(groups)} groups of {len(tiles)} tiles, {size(out) / 1e9:.2f} GB")
+    groups = manifest["rounds"] * manifest["groups"]
+    click.echo(f"{out}: {groups} groups of {len(tiles)} tiles, {size(out) / 1e9:.2f} GB")
 
 
-def check(params: Params, cache: Features, tiles: np.ndarray, groups: Groups) -> None:
+def check(params: Params, cache: Features, tiles: np.ndarray) -> None:
     """Find a k that is too large, or a missing level, before hours are spent."""
-    cache.array(params.graph.level)
+    graph = params.graph
+    cache.array(graph.level)
+    searched = [tiles]
+    if graph.scope == "group":
+        searched = list(random_groups(cache, tiles, graph).values())
     with way_out(FEWER):
-        for together in groups.values():
-            neighbour_count(params.graph.k, sum(cache.sizes(together)))
+        for together in searched:
+            neighbour_count(graph.k, sum(cache.sizes(together)))
 
 
 def random_groups(cache: Features, tiles: np.ndarray, graph: GraphParams) -> Groups:
@@ -93,16 +131,17 @@ def groups_of(
     }
 
 
-def describe(params: Params, cache: Features, groups: int) -> dict:
+def describe(params: Params, cache: Features) -> dict:
     """What the graphs are made from."""
     choices = params.graph.model_dump(exclude={"alpha"})
     split = params.data.train
+    images = np.unique(cache.tiles["image"][cache.tiles_of(split)])
     return {
         "format": FORMAT,
         **choices,
         "features": cache.fingerprint,
         "split": split,
-        "groups": groups // params.graph.rounds,
+        "groups": -(-len(images) // params.graph.group_images),
         "fingerprint": fingerprint("graph", FORMAT, choices, cache.fingerprint, split),
     }
 
@@ -130,6 +169,12 @@ def fill_pixels(
     write_pixels(Path(job.work), name, tiles, graphs)
 
 
+def search_groups(job: Job, groups: Groups, params: Params) -> list[str]:
+    """Make the parts that hold groups with the neighbours of their patches; their names."""
+    jobs = {f"group-{r:03d}-{g:06d}": ((r, g), t.tolist()) for (r, g), t in groups.items()}
+    return run_parts(fill_group, job, jobs, params.compute, "kNN graphs")
+
+
 def fill_group(job: Job, name: str, at: tuple[int, int], tiles: Sequence[int]) -> None:
     """Search and write the neighbours of the patches of one group of tiles (Eq. 2)."""
     rows = unit_tokens(_opened(job), job.level, tiles)
@@ -137,6 +182,110 @@ def fill_group(job: Job, name: str, at: tuple[int, int], tiles: Sequence[int]) -
         indices, cosines = nearest(rows, neighbour_count(job.k, len(rows)), gpu=job.gpu)
     neighbours = Neighbours(indices.astype(np.int64), cosines)
     write_group(Path(job.work), name, at, np.asarray(tiles), neighbours)
+
+
+def search_dataset(job: Job, cache: Features, params: Params) -> tuple[list[str], dict[str, Any]]:
+    """Search the neighbours over the whole split; cut it into groups that follow them.
+
+    Returns the names of the parts, and for the manifest how it was searched and how many of their
+    edges the groups see.
+    """
+    work, numbering, graph = Path(job.work), _numbering(job), params.graph
+    facts = index_facts(work)
+    if facts is None:
+        facts = build_index(job, cache, numbering, graph)
+        complete_index(work, facts)
+    click.echo(
+        f"searching {facts['probes']} of {facts['cells']} cells for each patch: recall "
+        f"{facts['recall']:.3f} on a sample"
+    )
+    blocks = range(len(numbering.block_firsts) - 1)
+    jobs = {f"neighbours-{block:06d}": (block, facts["probes"]) for block in blocks}
+    names = run_parts(fill_neighbours, job, jobs, params.compute, "kNN search")
+    counts, totals = edges_between(work, names, numbering)
+    generator = np.random.default_rng(graph.seed)
+    rounds = follow(counts, graph.group_images, graph.rounds, generator)
+    seen = share_inside(counts, totals, rounds)
+    click.echo(f"a batch sees {seen:.1%} of the edges of its patches")
+    groups = groups_of(rounds, numbering.owner, numbering.tiles)
+    write_tiles(work, "tiles", numbering.tiles, numbering.sizes.tolist(), numbering.blocks)
+    write_groups(work, "groups", groups)
+    searched = {"cells": facts["cells"], "probes": facts["probes"], "measured": facts["recall"]}
+    return [*names, "tiles", "groups"], {**searched, "edges_seen": seen}
+
+
+def build_index(
+    job: Job, cache: Features, numbering: Numbering, graph: GraphParams
+) -> dict[str, Any]:
+    """Write the index of all patches; how many cells a search has to look into for the recall."""
+    total = int(numbering.block_firsts[-1])
+    generator = np.random.default_rng([graph.seed, 1])
+    cells = cell_count(total)
+    plan = sample_plan(numbering.sizes.tolist(), cells * SAMPLE_PER_CELL, generator)
+    sample = np.concatenate([
+        unit_tokens(cache, job.level, [tile])[rows]
+        for tile, rows in zip(track(numbering.tiles, "sampling for cells"), plan, strict=True)
+    ])  # fmt: skip
+    queries = np.sort(generator.choice(total, min(QUERIES, total), replace=False))
+    place = numbering.tile_of(queries)
+    rows = np.concatenate([
+        unit_tokens(cache, job.level, [numbering.tiles[t]])[queries[place == t] - first]
+        for t, first in zip(np.unique(place), numbering.firsts[np.unique(place)], strict=True)
+    ])  # fmt: skip
+    own = own_ids(job, numbering, queries)
+    exact = ExactTop(rows, own, neighbour_count(job.k, total))
+
+    def blocks() -> Iterator[tuple[int, np.ndarray]]:
+        firsts = numbering.block_firsts[:-1].tolist()
+        for block, first in enumerate(track(firsts, "filling cells", unit="part")):
+            tokens = unit_tokens(cache, job.level, numbering.tiles[numbering.blocks == block])
+            exact.add(first, tokens)
+            yield first, tokens
+
+    write_index(Path(job.work), empty_index(sample, cells, graph.seed), blocks())
+    index = open_index(job.work)
+    probes, measured = choose_probes(index, rows, own, exact.indices, graph.recall)
+    return {"cells": cells, "probes": probes, "recall": measured}
+
+
+def own_ids(job: Job, numbering: Numbering, patches: np.ndarray) -> np.ndarray:
+    """The ids, int64 ``(n, 2)`` from and to, that are no neighbours of patches of these numbers."""
+    if not job.other_images:
+        return np.stack([patches, patches + 1], axis=1)
+    return numbering.image_of(patches)
+
+
+def fill_neighbours(job: Job, name: str, block: int, probes: int) -> None:
+    """Search and write the neighbours of one block of patches."""
+    numbering, index = _numbering(job), _index(job)
+    first, stop = numbering.block_firsts[block : block + 2].tolist()
+    rows = unit_tokens(_opened(job), job.level, numbering.tiles[numbering.blocks == block])
+    own = own_ids(job, numbering, np.arange(first, stop))
+    k = neighbour_count(job.k, int(numbering.block_firsts[-1]))
+    with way_out("lower `graph.k`, or set compute.device to cpu"):
+        neighbours = Neighbours(*search(index, rows, own, k, probes))
+    write_neighbours(Path(job.work), name, block, neighbours)
+
+
+def edges_between(
+    work: Path, names: Sequence[str], numbering: Numbering
+) -> tuple[csr_array, np.ndarray]:
+    """Count the edges between the patches of any two images; keep the most counted of each.
+
+    Returns counts, symmetric ``(images, images)``, and all edges of each image, ``(images,)``.
+    """
+    images = int(numbering.owner[-1]) + 1
+    directed = csr_array((images, images), dtype=np.int64)
+    for block, name in enumerate(names):
+        ids = read_neighbours(work, name, block)
+        start = np.repeat(numbering.block_firsts[block] + np.arange(len(ids)), ids.shape[1])
+        ends = ids.ravel()
+        pairs = np.stack([start[ends >= 0], ends[ends >= 0]])
+        row, column = numbering.owner[numbering.tile_of(pairs)]
+        counted = coo_array((np.ones(len(row), np.int64), (row, column)), shape=(images, images))
+        directed = directed + counted.tocsr()
+    counts = (directed + directed.T).tocsr()
+    return strongest(counts, PARTNERS), counts.sum(axis=1)
 
 
 def unit_tokens(cache: Features, level: int | str, tiles: Sequence[int]) -> np.ndarray:
@@ -148,6 +297,21 @@ def unit_tokens(cache: Features, level: int | str, tiles: Sequence[int]) -> np.n
 def _opened(job: Job) -> Features:
     """The cache; opened once in each process."""
     return Features.open(job.features).beside(job.context)
+
+
+@lru_cache(maxsize=1)
+def _numbering(job: Job) -> Numbering:
+    """How the patches of the split are numbered; made once in each process."""
+    cache = _opened(job)
+    tiles = cache.tiles_of(job.split)
+    return Numbering.of(tiles, cache.sizes(tiles), cache.tiles["image"][tiles], BLOCK_PATCHES)
+
+
+@lru_cache(maxsize=1)
+def _index(job: Job) -> faiss.Index:
+    """The index of all patches; opened once in each process."""
+    index = open_index(job.work)
+    return to_gpu(index) if job.gpu else index
 
 
 @click.command(cls=Stage)

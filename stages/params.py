@@ -88,6 +88,7 @@ class GraphParams(_Section):
     rounds: Count
     k: Count | Share
     recall: Annotated[float, Field(gt=0, le=1)]
+    other_images: bool
     alpha: Annotated[float, Field(ge=0)]
     seed: Annotated[int, Field(ge=0)]
     pixel: Annotated[list[PixelGraphParams], Field(min_length=1)]
@@ -98,6 +99,10 @@ class GraphParams(_Section):
             raise ValueError(
                 f"k ({self.k}) must be a count, such as 32, with scope dataset: a fraction of all "
                 "patches would be thousands of neighbours each"
+            )
+        if self.scope == "group" and self.other_images:
+            raise ValueError(
+                "other_images asks for scope dataset: the images of a group are few and random"
             )
         return self
 

@@ -17,9 +17,9 @@ from cache.segments import Segments
 from cache.store.errors import InputError
 from pipeline.evaluation import confusion, scores
 from stages import Stage
-from stages.params import Params, load
 from stages import drawing as report
 from stages.colours import blend, class_colours, colour, eigenfunction_image, palette
+from stages.params import Params, load
 from stages.progress import track
 from stages.score_table import print_scores
 

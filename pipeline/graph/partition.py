@@ -108,7 +108,7 @@ def share_inside(
     return float(np.mean(shares))
 
 
-class Plan(NamedTuple):
+class Numbering(NamedTuple):
     """How the patches of a split are numbered, tile after tile, and cut into blocks.
 
     Attributes:
@@ -125,7 +125,7 @@ class Plan(NamedTuple):
     block_firsts: np.ndarray
 
     @classmethod
-    def of(cls, tiles: np.ndarray, sizes: list[int], images: np.ndarray, limit: int) -> Plan:
+    def of(cls, tiles: np.ndarray, sizes: list[int], images: np.ndarray, limit: int) -> Numbering:
         """Tiles in this order, with the ascending ids of their images.
 
         A block is full at ``limit`` patches.
@@ -140,3 +140,12 @@ class Plan(NamedTuple):
     def tile_of(self, patches: np.ndarray) -> np.ndarray:
         """Position of the tile that each patch, given by its number, lies in."""
         return np.searchsorted(self.firsts, patches, side="right") - 1
+
+    def image_of(self, patches: np.ndarray) -> np.ndarray:
+        """First number and the number after the last of the patches of each one's image ``(n, 2)``.
+
+        The tiles of an image follow each other.
+        """
+        image = self.owner[self.tile_of(patches)]
+        first, last = (np.searchsorted(self.owner, image, side=side) for side in ("left", "right"))
+        return np.stack([self.firsts[first], self.firsts[last - 1] + self.sizes[last - 1]], axis=1)

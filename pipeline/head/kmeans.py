@@ -135,6 +135,6 @@ def _check(points: np.ndarray, clusters: int, whiten: int | None) -> None:
         )
     if whiten is not None and whiten > points.shape[1]:
         raise ValueError(
-            f"whitening must keep at most as many components as there are channels, found {whiten} for "
+            f"whitening keeps at most as many components as there are channels, found {whiten} for "
             f"{points.shape[1]} channels: keep fewer, or do not whiten"
         )

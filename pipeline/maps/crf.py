@@ -55,7 +55,8 @@ def refine(
 ) -> np.ndarray:
     """Cluster ids at the pixels, from the mean field of a fully connected CRF at `POINTS` a patch.
 
-    The model is Kraehenbuehl and Koltun's, whose pairs are all pairs of points of an image. Only clusters that are the best of some patch take part. Scores of predictors differ in scale
+    The model is Kraehenbuehl and Koltun's, whose pairs are all pairs of points of an image. Only
+    clusters that are the best of some patch take part. Scores of predictors differ in scale
     (logits, cosines, distances), so they are divided by the lead of a patch's best score over its
     second, on average over the patches.
 

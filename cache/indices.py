@@ -1,0 +1,78 @@
+"""The index of a search over a whole data set: work files, gone when the graph is complete.
+
+The inverted lists are read through a memory map, so that several processes share them and they may
+be larger than memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from faiss.contrib.ondisk import merge_ondisk
+
+from cache.store.artefact import file_hash, read_json, write_json
+from cache.store.errors import InputError
+
+IN_MEMORY = 4 << 30  # bytes of codes that are held while the index is filled
+NAMES = ("index.faiss", "lists.faiss", "index.json")
+
+
+def write_index(
+    folder: Path,
+    empty: faiss.IndexIVF,
+    blocks: Iterable[tuple[int, np.ndarray]],
+    in_memory: int = IN_MEMORY,
+) -> None:
+    """Fill an index and write it, in pieces that are merged where it is larger than memory.
+
+    Args:
+        empty: a trained index without rows.
+        blocks: first id and rows, float32 ``(n, c)``, of consecutive rows.
+    """
+    pieces: list[str] = []
+    index = faiss.clone_index(empty)
+    for first, rows in blocks:
+        index.add_with_ids(rows, np.arange(first, first + len(rows)))
+        if index.ntotal * index.code_size > in_memory:
+            pieces.append(_write_piece(folder, len(pieces), index))
+            index = faiss.clone_index(empty)
+    path, lists = folder / NAMES[0], folder / NAMES[1]
+    if pieces:
+        pieces.append(_write_piece(folder, len(pieces), index))
+        index = faiss.clone_index(empty)
+        merge_ondisk(index, pieces, str(lists))
+        for piece in pieces:
+            Path(piece).unlink()
+    faiss.write_index(index, str(path))
+
+
+def _write_piece(folder: Path, number: int, index: faiss.IndexIVF) -> str:
+    path = str(folder / f"piece-{number}.faiss")
+    faiss.write_index(index, path)
+    return path
+
+
+def complete_index(folder: Path, facts: dict[str, Any]) -> None:
+    """Write last what says that the index is whole: facts of the search, and digests."""
+    digests = {name: file_hash(folder / name) for name in NAMES[:2] if (folder / name).exists()}
+    write_json(folder / NAMES[2], {**facts, "sha256": digests})
+
+
+def index_facts(folder: Path) -> dict[str, Any] | None:
+    """What `complete_index` was given; None where the index is not whole, or damaged."""
+    try:
+        facts = read_json(folder / NAMES[2], "")
+        digests = facts.pop("sha256")
+        whole = all(file_hash(folder / name) == digest for name, digest in digests.items())
+    except (InputError, OSError, KeyError, AttributeError):
+        return None
+    return facts if whole else None
+
+
+def open_index(folder: str | Path) -> faiss.IndexIVF:
+    """The index, its lists mapped into memory."""
+    return faiss.read_index(str(Path(folder) / NAMES[0]), faiss.IO_FLAG_MMAP)

@@ -180,6 +180,14 @@ def read_fit(folder: str | Path) -> dict[str, Any] | None:
         ) from error
 
 
+def fit_finished(folder: Path) -> bool:
+    """Whether `write_fit` has written its file, and it is whole."""
+    try:
+        return read_fit(folder) is not None
+    except InputError:
+        return False
+
+
 class Features:
     """A complete feature cache, opened for reading.
 

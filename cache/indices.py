@@ -75,4 +75,6 @@ def index_facts(folder: Path) -> dict[str, Any] | None:
 
 def open_index(folder: str | Path) -> faiss.IndexIVF:
     """The index, its lists mapped into memory."""
-    return faiss.read_index(str(Path(folder) / NAMES[0]), faiss.IO_FLAG_MMAP)
+    on_disk = (Path(folder) / NAMES[1]).exists()  # merged lists are mapped in any case
+    flags = faiss.IO_FLAG_ONDISK_SAME_DIR if on_disk else faiss.IO_FLAG_MMAP
+    return faiss.read_index(str(Path(folder) / NAMES[0]), flags | faiss.IO_FLAG_READ_ONLY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -49,29 +49,22 @@ def make_context(params: Params, features: str, out: str) -> None:
     manifest = describe(params, cache, weights)
     with work_folder(out, manifest["fingerprint"]) as work:
         folder, done = work / "context.zarr", work / "done"
-        dtype, (*layout, shards) = cache.manifest["params"]["dtype"], cache.layout()
-        todo = store.declare(
-            folder,
-            done,
-            manifest["channels"],
-            dtype,
-            cache.tiles,
-            *layout,
-            shards if weights else 0,
-        )
-        if weights and store.read_fit(folder) is None:
+        chunk, slots, shards = cache.layout()
+        shards = shards if weights else 0
+        dtype = cache.manifest["params"]["dtype"]
+        channels = manifest["channels"]
+        todo = store.declare(folder, done, channels, dtype, cache.tiles, chunk, slots, shards)
+        if weights and not store.fit_finished(folder):
             store.write_fit(folder, fit_context(params, cache, weights)._asdict())
-        job = Job(str(folder), str(done), features, tuple(weights), layout[1])
+        job = Job(str(folder), str(done), features, tuple(weights), slots)
         jobs = [(job, shard) for shard in todo]
         run(fill_shard, jobs, params.compute, work, "tokens in context")
-        store.finish(folder, done, shards if weights else 0, manifest)
+        store.finish(folder, done, shards, manifest)
         publish(folder, out)
     click.echo(f"{out}: {len(weights)} levels in context, {size(out) / 1e9:.2f} GB")
 
 
-def describe(
-    params: Params, cache: Features, weights: Mapping[int | str, float]
-) -> dict[str, object]:
+def describe(params: Params, cache: Features, weights: Mapping[Any, float]) -> dict[str, Any]:
     """What the level is made from; where ``weights`` of levels are none, there is no level."""
     width = sum(min(params.context.components, cache.channels(level)) for level in weights)
     choices = {
@@ -89,9 +82,7 @@ def describe(
     }
 
 
-def fit_context(
-    params: Params, cache: Features, weights: Mapping[int | str, float]
-) -> context.Context:
+def fit_context(params: Params, cache: Features, weights: Mapping[Any, float]) -> context.Context:
     """Fit the whitening of each level to a sample of the training patches."""
     tiles = cache.tiles_of(params.data.train)
     plan = sample_plan(cache.sizes(tiles), SAMPLE, np.random.default_rng([SEED, 2]))
@@ -127,7 +118,8 @@ def fill_shard(job: Job, shard: int) -> None:
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> tuple[Features, context.Context]:
     """The cache and the fit; once in each process."""
-    return Features.open(job.features), context.Context(**store.read_fit(job.folder))
+    fit = store.read_fit(job.folder) or {}
+    return Features.open(job.features), context.Context(**fit)
 
 
 @click.command(cls=Stage)

@@ -33,7 +33,7 @@ from pipeline.features.vit import (
     half_tokens,
     named_blocks,
 )
-from stages import Stage
+from stages import Stage, way_out
 from stages.jobs import run
 from stages.params import ExtractParams, Params, load
 
@@ -74,7 +74,8 @@ def extract(params: Params, index: str, out: str) -> None:
     rows = read_index(index)
     backbone = open_backbone(params.vit.model, params.vit.weights)
     if params.extract.keys:
-        check_keys(backbone.model)
+        with way_out("set `extract.keys` to false"):
+            check_keys(backbone.model)
     manifest = describe(params, rows, backbone)
     with work_folder(out, manifest["fingerprint"]) as work:
         job, todo, shards = declare(params, manifest, rows, index, work)
@@ -164,14 +165,14 @@ def _shards(
 
 
 def _place(
-    found: dict[str, np.ndarray],
+    computed: dict[str, np.ndarray],
     batch: Batch,
     rows: list[ImageRow],
     job: Job,
     arrays: dict[str, np.ndarray],
 ) -> None:
     """Put what was computed of a batch to its slots in the arrays of its shard."""
-    for name, values in found.items():
+    for name, values in computed.items():
         if name not in arrays:
             arrays[name] = np.full((job.shard_slots, values.shape[-1]), np.nan, np.float16)
         for tile, tokens in zip(batch.tiles, values, strict=True):
@@ -183,9 +184,9 @@ def _place(
 def compute(backbone: Backbone, pixels: torch.Tensor, job: Job) -> dict[str, np.ndarray]:
     """What the cache holds of a batch: float16 ``(B, patches, C)`` of each array."""
     pixels = pixels.to(choose_device(job.device))
-    found = half_tokens(backbone, pixels, job.levels)
-    found["rgb"] = downsample(pixels, backbone.patch).half().cpu().numpy()
-    return found
+    arrays = half_tokens(backbone, pixels, job.levels)
+    arrays["rgb"] = downsample(pixels, backbone.patch).half().cpu().numpy()
+    return arrays
 
 
 def plan_batches(table: np.ndarray, shards: Sequence[int], job: Job) -> Iterator[Batch]:
@@ -206,15 +207,15 @@ def plan_batches(table: np.ndarray, shards: Sequence[int], job: Job) -> Iterator
 
 def read_pixels(rows: list[ImageRow], batch: Batch) -> torch.Tensor:
     """Pixels of a batch: float32 ``(B, 3, height, width)`` in [0, 1]."""
-    found = []
+    pixels = []
     # Windows of one image follow each other: it is decoded once.
     whole = groupby(batch.tiles, lambda tile: tile[["image", "resized_h", "resized_w"]].item())
     for (image, height, width), tiles in whole:
         resized = resize(read_image(rows[image].path), height, width)
         for tile in tiles:
             window = tile[["top", "left", "height", "width"]].item()
-            found.append(cut_tile(resized, window, bool(tile["flip"])))
-    return torch.from_numpy(np.stack(found))
+            pixels.append(cut_tile(resized, window, bool(tile["flip"])))
+    return torch.from_numpy(np.stack(pixels))
 
 
 def _check_finite(values: np.ndarray, name: str, row: ImageRow) -> None:
@@ -257,24 +258,24 @@ def _verified(model: str, weights: str | None, sha256: str) -> Backbone:
 def _table(rows: list[ImageRow], extract: ExtractParams, patch: int) -> np.ndarray:
     """The table of tiles of all images (dtype `features.TILE_FIELDS`), ``start`` still 0."""
     splits = list(dict.fromkeys(row.split for row in rows))
-    found = [
-        (row.id, splits.index(row.split), tile)
-        for row in rows
-        for tile in plan_tiles(
-            row.height,
-            row.width,
-            patch=patch,
-            short_side=extract.short_side,
-            window=extract.window,
-            stride=extract.stride,
-            max_patches=TILE_PATCHES,
-        )
-    ]
-    table = np.zeros(len(found), features.TILE_FIELDS)
-    table["image"] = [image for image, _, _ in found]
-    table["split"] = [split for _, split, _ in found]
+    placed: list[tuple[int, int, Tile]] = []
+    for row in rows:
+        with way_out("change `extract.short_side`, `extract.window` or `extract.stride`"):
+            tiles = plan_tiles(
+                row.height,
+                row.width,
+                patch=patch,
+                short_side=extract.short_side,
+                window=extract.window,
+                stride=extract.stride,
+                max_patches=TILE_PATCHES,
+            )
+        placed += [(row.id, splits.index(row.split), tile) for tile in tiles]
+    table = np.zeros(len(placed), features.TILE_FIELDS)
+    table["image"] = [image for image, _, _ in placed]
+    table["split"] = [split for _, split, _ in placed]
     for name in Tile._fields:
-        table[name] = [getattr(tile, name) for _, _, tile in found]
+        table[name] = [getattr(tile, name) for _, _, tile in placed]
     table["grid_h"] = table["height"] // patch
     table["grid_w"] = table["width"] // patch
     return table
@@ -284,8 +285,9 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
     """What the cache is made from; its fingerprint covers images, weights and parameters."""
     extract = params.extract
     device = choose_device(params.compute.device)
-    blocks = block_numbers(extract.blocks, backbone.depth)
-    normed = block_numbers(extract.final_norm, backbone.depth)
+    with way_out("correct `extract.blocks` and `extract.final_norm`"):
+        blocks = block_numbers(extract.blocks, backbone.depth)
+        normed = block_numbers(extract.final_norm, backbone.depth)
     bfloat16 = extract.precision == "bfloat16" or (
         extract.precision == "auto" and hardware_bfloat16(device)
     )

@@ -65,6 +65,7 @@ class Job(NamedTuple):
     k: int | float
     gpu: bool
     other_images: bool
+    block: int  # patches whose neighbours make one part
 
 
 def make_graph(params: Params, features: str, context: str, out: str) -> None:
@@ -82,7 +83,7 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
         graph, gpu = params.graph, params.compute.device != "cpu"
         job = Job(
             str(work), features, context, params.data.train, graph.level, graph.k, gpu,
-            graph.other_images,
+            graph.other_images, BLOCK_PATCHES,
         )  # fmt: skip
         names = make_pixel_graphs(job, tiles, params)
         if graph.scope == "group":
@@ -304,7 +305,7 @@ def _numbering(job: Job) -> Numbering:
     """How the patches of the split are numbered; made once in each process."""
     cache = _opened(job)
     tiles = cache.tiles_of(job.split)
-    return Numbering.of(tiles, cache.sizes(tiles), cache.tiles["image"][tiles], BLOCK_PATCHES)
+    return Numbering.of(tiles, cache.sizes(tiles), cache.tiles["image"][tiles], job.block)
 
 
 @lru_cache(maxsize=1)

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 import stages
 from cache.store.artefact import file_hash
+from stages import extract
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOURS = np.array([[90, 140, 220], [60, 130, 50], [120, 110, 100], [200, 60, 40]])
@@ -98,6 +99,10 @@ class Project:
         node[last] = value
         (self.folder / "params.yaml").write_text(yaml.safe_dump(self.tree, sort_keys=False))
 
+    def shards(self, patches: int) -> None:
+        """Let shards, and tiles, have at most so many patches; the fixture takes it back."""
+        extract.SHARD_PATCHES = extract.TILE_PATCHES = patches
+
     def run(self, *arguments: str) -> Result:
         """Run a stage in this process; a failure does not raise."""
         return CliRunner().invoke(stages.main, list(arguments))
@@ -124,6 +129,8 @@ def project(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> P
     make_dataset(tmp_path / "photos", {"train": 6, "val": 3})
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EIGENSEG_TRACEBACK", raising=False)
+    for name in ("SHARD_PATCHES", "TILE_PATCHES"):  # several shards
+        monkeypatch.setattr(extract, name, 200)
     return Project(tmp_path, weights)
 
 
@@ -145,14 +152,21 @@ def tree_bytes(folder: Path) -> dict[str, str]:
     }
 
 
-def kill_when(stage: str, pattern: str, count: int) -> None:
-    """Run a stage in a process of its own; kill it when data/.work holds so many such files."""
+def kill_when(stage: str, pattern: str, count: int, before: str = "") -> None:
+    """Run a stage in a process of its own; kill it when data/.work holds so many such files.
+
+    ``before`` is Python to run first: ``s`` is the stage's module.
+    """
     # As many threads as here: Dask, once started, leaves OMP_NUM_THREADS=1 in the environment.
     threads = {
         name: str(torch.get_num_threads()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     }
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **threads}
-    command = [sys.executable, "-m", f"stages.{stage}"]
+    patches = f"e.SHARD_PATCHES, e.TILE_PATCHES = {extract.SHARD_PATCHES}, {extract.TILE_PATCHES}"
+    program = (
+        f"import stages.extract as e, stages.{stage} as s; {patches}; {before or None}; s.main()"
+    )
+    command = [sys.executable, "-c", program]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while len(list(Path("data/.work").glob(pattern))) < count:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from backbones import distill
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from cache.backbone import facts, load_backbone
 from cache.images import read_tile
 from cache.store.errors import InputError
+from demo.backbone import distill
 from demo.draw import CLASSES, draw_scene, scene_generator
 from pipeline.evaluation import confusion, count, majority_iou, scores
 from pipeline.features.vit import Backbone, downsample, tokens
@@ -167,7 +167,8 @@ def test_a_cache_becomes_a_model_that_timm_loads(project: Project) -> None:
         teacher = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     save_file(teacher.state_dict(), "teacher.safetensors")
     project.set(
-        "backbones.tiny", {"model": "vit_tiny_patch16_224", "weights": "teacher.safetensors"}
+        "backbones.tiny",
+        {"model": "vit_tiny_patch16_224", "weights": "teacher.safetensors", "context": {8: 1.0}},
     )
     project.set("extract.blocks", [8])
     project.set("extract.final_norm", [8])

@@ -38,7 +38,7 @@ def test_seeds_are_averaged_with_their_spread(tmp_path: Path) -> None:
 
 
 def test_the_kmeans_sweep_agrees_with_the_stages(project: Project) -> None:
-    project.ok("prepare", "extract", "graph", "train", "segment", "eval")
+    project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval")
     expected = json.loads(Path("results/metrics.json").read_text())["kmeans"]
     (found,) = tables(kmeans.main, "--clusters", "6", "--seeds", "1")
     for matching in ("majority_iou", "hungarian"):
@@ -116,7 +116,7 @@ def test_the_estimates_count_the_bytes_of_a_cache(project: Project) -> None:
 
 
 def test_the_estimates_count_the_bytes_of_a_graph(project: Project) -> None:
-    project.ok("prepare", "extract", "graph")
+    project.ok("prepare", "extract", "context", "graph")
     with h5py.File("data/graph.h5") as file:
         stored = sum(file[name].size * file[name].dtype.itemsize for name in datasets(file))
     # 6 images of 48 patches, in groups of 3; columns below 256 take one byte.

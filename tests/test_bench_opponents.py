@@ -145,7 +145,7 @@ def test_a_random_subspace_captures_its_share_of_the_dimensions() -> None:
 
 
 def test_the_angles_of_a_trained_head_agree_with_projections(project: Project) -> None:
-    project.ok("prepare", "extract", "graph", "train")
+    project.ok("prepare", "extract", "context", "graph", "train")
     (table,) = tables(angles.main)
     assert table["trained on this graph"] is True and table["eigenvectors"] == 6
     rows = {row["span"]: row for row in table["rows"]}
@@ -172,7 +172,7 @@ def test_the_angles_of_a_trained_head_agree_with_projections(project: Project) -
 
 
 def test_a_head_of_another_cache_is_refused(project: Project) -> None:
-    project.ok("prepare", "extract", "graph", "train")
+    project.ok("prepare", "extract", "context", "graph", "train")
     manifest = Path("data/head/manifest.json")
     write_json(manifest, {**read_json(manifest, ""), "features": "other"})
     result = CliRunner().invoke(angles.main)
@@ -207,7 +207,7 @@ def test_ncut_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("predictor", ["ours", "ours_kmeans", "kmeans"])
 def test_trained_heads_score_as_the_stages_say(project: Project, predictor: str) -> None:
-    project.ok("prepare", "extract", "graph", "train", "segment", "eval")
+    project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval")
     (found,) = tables(bench_heads.main, "data/head", "--predictor", predictor)
     metrics = json.loads(Path("results/metrics.json").read_text())[predictor]
     for matching in ("majority_iou", "hungarian"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,12 @@ import numpy as np
 import pytest
 
 from cache import heads
-from cache.features import Features
-from cache.graphs import Graphs
+from cache.features import Features, read_fit
 from pipeline.features import context
 from pipeline.features.context import Context, apply, average, fit
 from pipeline.features.whitening import unit_rows
-from pipeline.maps.predictors import Inputs
-from stages import graph as graph_stage
-from stages.train import with_context
+from stages import context as context_stage
+from stages import extract as extract_stage
 from tests.conftest import Project, tree_bytes
 
 C = 8
@@ -155,91 +154,142 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
             fit([tokens(500), spoilt], 4, [1.0, 1.0], 0.2, 2.0)
 
 
-def test_what_must_be_stored_for_the_predictors() -> None:
-    around: list[int | str] = ["late", "last"]
-    assert Inputs(["context", 2], "last", fitted(), around).stored == {2, "late", "last"}
-    assert Inputs(["first"], "context", fitted(), around).stored == {"first", "late", "last"}
-    assert Inputs(["first", 2], "keys", fitted(), around).stored == {"first", 2, "keys"}
+def opened() -> Features:
+    return Features.open("data/features.zarr").beside("data/context.zarr")
 
 
-def test_graph_and_head_keep_one_context(project: Project) -> None:
-    project.ok("prepare", "extract", "graph", "train")
-    features = Features.open("data/features.zarr")
-    levels = features.manifest["levels"]
-    assert levels["late"] == levels["3"] == "block_03" != levels["last"]
-    with Graphs("data/graph.h5") as graphs:
-        stored = graphs.context()
-        chosen = json.loads(json.dumps(project.tree["context"]))
-        assert graphs.manifest["context"] == chosen
-        wider = with_context(features, graphs)
-    found = Context(**stored)
-    assert found.weights.tolist() == [1.0, 0.5] and found.channels == wider.channels("context")
-    assert (found.temperature, found.reach) == (chosen["temperature"], chosen["reach"])
-    assert found.means.shape == (2, 64) and found.projections.shape == (2, 64, 16)
+def test_the_stage_writes_what_the_numerics_give(project: Project) -> None:
+    project.ok("prepare", "extract", "context")
+    both = opened()
+    fit = Context(**read_fit("data/context.zarr"))
+    assert fit.weights.tolist() == [1.0, 0.5] and fit.channels == both.channels("context") == 32
+    choices = project.tree["context"]
+    assert (fit.temperature, fit.reach) == (choices["temperature"], choices["reach"])
+    assert fit.means.shape == (2, 64) and fit.projections.shape == (2, 64, 16)
+    for tile in range(len(both.tiles)):
+        grid = int(both.tiles[tile]["grid_h"]), int(both.tiles[tile]["grid_w"])
+        levels = [both.tokens("late", tile), both.tokens("last", tile)]
+        np.testing.assert_array_equal(both.tokens("context", tile), apply(fit, levels, *grid))
+
+
+def test_the_whitening_is_fitted_to_the_training_split_alone(project: Project) -> None:
+    project.ok("prepare", "extract", "context")
+    cache, fit = opened(), Context(**read_fit("data/context.zarr"))
+    tiles = cache.tiles_of("train")  # fewer patches than the sample: all of them are in it
+    points = [cache.batch([level], tiles).astype(np.float32) for level in ("late", "last")]
+    expected = context.fit(points, 16, [1.0, 0.5], 0.2, 2.0)
+    for field, value in expected._asdict().items():
+        np.testing.assert_array_equal(getattr(fit, field), value)
+
+
+def test_head_and_prediction_keep_the_fit(project: Project) -> None:
+    project.ok("prepare", "extract", "context", "graph", "train")
     _, fitted_beside, manifest = heads.load_head("data/head")
-    assert manifest["context"] == chosen
+    assert manifest["context"] == ["late", "last"]
+    stored = read_fit("data/context.zarr")
     assert fitted_beside["context"].keys() == stored.keys()
     for field, value in stored.items():
         np.testing.assert_array_equal(fitted_beside["context"][field], value)
-    tile = features.tiles[4]
-    expected = apply(
-        found,
-        [features.tokens("late", 4), features.tokens("last", 4)],
-        int(tile["grid_h"]),
-        int(tile["grid_w"]),
-    )
-    np.testing.assert_array_equal(wider.tokens("context", 4), expected)
 
 
-def test_other_choices_make_another_graph(project: Project) -> None:
+def test_without_a_level_that_uses_it_there_is_a_manifest_alone(project: Project) -> None:
+    project.set("graph.level", "last")
+    project.set("head.levels", ["first", "last"])
+    project.ok("prepare", "extract", "context")
+    written = {path.name for path in Path("data/context.zarr").iterdir()}
+    assert written == {"manifest.json", "tiles", "zarr.json"}
+    with pytest.raises(ValueError, match=r"holds the levels .* not context"):
+        opened().channels("context")
+    project.ok("graph", "train", "segment", "eval")
+    assert "context" not in heads.load_head("data/head")[1]
+    assert project.run("predict", "photos/images/val", "--out", "out").exit_code == 0
+
+
+def test_other_choices_make_another_level(project: Project) -> None:
     project.ok("prepare", "extract")
     prints = []
     changes = (
-        ("graph.level", "last"),
+        ("seed", 0),
         ("context.temperature", 0.4),
         ("context.reach", 3.0),
-        ("context.levels", ["first", "last"]),
-        ("context.weights", [0.5, 1.0]),
         ("context.components", 8),
-        ("context.patches", 100),
+        ("backbones.tiny.context", {"first": 1.0, "last": 0.5}),
+        ("backbones.tiny.context", {"first": 0.5, "last": 1.0}),
     )
     for key, value in changes:
         project.set(key, value)
-        project.ok("graph")
-        with Graphs("data/graph.h5") as graphs:
-            prints.append(graphs.manifest["fingerprint"])
+        project.ok("context")
+        prints.append(opened().fingerprint)
     assert len(set(prints)) == len(changes)
 
 
+def test_a_level_of_another_cache_is_refused(project: Project) -> None:
+    project.ok("prepare", "extract", "context")
+    project.set("extract.short_side", 80)
+    project.ok("extract")
+    project.fails("graph", "data/context.zarr was made from another feature cache", "dvc repro")
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "local"])
+def test_every_scheduler_writes_the_same_bytes(project: Project, scheduler: str) -> None:
+    project.set("compute.threads", 1)
+    project.ok("prepare", "extract", "context")
+    expected = tree_bytes(Path("data/context.zarr"))
+    project.set("compute.scheduler", scheduler)
+    project.ok("context")
+    assert tree_bytes(Path("data/context.zarr")) == expected
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "damaged"])
-def test_an_interrupted_graph_keeps_what_was_fitted(
+def test_an_interrupted_stage_goes_on_and_ends_the_same(
     project: Project, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
-    project.ok("prepare", "extract", "graph")
-    expected = tree_bytes(Path("data/graph.h5"))
-    Path("data/graph.h5").unlink()
+    monkeypatch.setattr(extract_stage, "SHARD_PATCHES", 200)
+    project.ok("prepare", "extract", "context")
+    expected = tree_bytes(Path("data/context.zarr"))
+    shutil.rmtree("data/context.zarr")
+    fill, calls, fits = context_stage.fill_shard, [], []
 
-    def stop(*_: object) -> None:
-        raise OSError("stopped")
+    def stop(job: Any, shard: int) -> None:
+        calls.append(shard)
+        if len(calls) == 2:
+            raise OSError("stopped")
+        fill(job, shard)
 
     with monkeypatch.context() as patch:
-        patch.setattr(graph_stage, "fill_group", stop)
-        project.fails("graph", "stopped")
-    (part,) = Path("data/.work").glob("graph.h5-*/part-context.h5")
+        patch.setattr(context_stage, "fill_shard", stop)
+        project.fails("context", "stopped")
+    (part,) = Path("data/.work").glob("context.zarr-*/context.zarr/fit.safetensors")
     if not whole:
         part.write_bytes(part.read_bytes()[:-50])
-    calls = []
-    monkeypatch.setattr(context, "fit", lambda *choices: calls.append(1) or fit(*choices))
-    project.ok("graph")
-    assert len(calls) == (0 if whole else 1)
-    assert tree_bytes(Path("data/graph.h5")) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(context, "fit", lambda *choices: fits.append(1) or fit(*choices))
+        patch.setattr(context_stage, "fill_shard", lambda job, n: calls.append(n) or fill(job, n))
+        project.ok("context")
+    assert len(fits) == (0 if whole else 1)
+    assert calls.count(calls[0]) == 1  # the first shard was finished
+    assert tree_bytes(Path("data/context.zarr")) == expected
+
+
+def test_damage_is_told(project: Project) -> None:
+    project.ok("prepare", "extract", "context", "graph")
+    path = Path("data/context.zarr/fit.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    project.fails("train", "fit.safetensors is damaged", "dvc repro context")
+    shard = Path("data/context.zarr/context/c/0/0")
+    content = bytearray(shard.read_bytes())
+    content[40] ^= 1
+    shard.write_bytes(content)
+    project.fails("graph", "context is damaged at tile 0", "dvc repro context")
 
 
 def test_every_stage_takes_the_context_for_every_predictor(project: Project) -> None:
     project.set("kmeans.level", "context")
     project.set("head.levels", ["context", "first"])
     project.set("train.epochs", 1)
-    project.ok("prepare", "extract", "graph", "train", "segment", "eval")
+    project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval")
     _, kmeans, manifest = heads.load_head("data/head")
     assert manifest["head"]["channels"] == [32, 64]
     assert kmeans["kmeans"]["centroids"].shape == (6, 32)

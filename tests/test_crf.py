@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import heads as bench_heads
 from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
 from pipeline.maps import crf
-from pipeline.maps.crf import POINTS, SMOOTHNESS, Crf, choose_crf, label_map, refine
+from pipeline.maps.crf import POINTS, SMOOTHNESS, label_map, refine
 from pipeline.maps.upsampling import upsample_argmax
-from stages import params
-from tests.conftest import REPOSITORY, Project, tables, tree_bytes
+from tests.conftest import Project, tree_bytes
 
-SOME = Crf(5)
+SOME = 5  # iterations
 
 
 @pytest.fixture
@@ -42,7 +39,7 @@ def halves(h: int, w: int, columns: int) -> torch.Tensor:
     return scores
 
 
-def plain_field(energies: np.ndarray, image: np.ndarray, chosen: Crf) -> np.ndarray:
+def plain_field(energies: np.ndarray, image: np.ndarray, iterations: int) -> np.ndarray:
     """Mean field with every pair's kernel written out, symmetrically normalised."""
     k, h, w = energies.shape
     y, x = np.mgrid[:h, :w].reshape(2, -1).astype(np.float64)
@@ -50,27 +47,28 @@ def plain_field(energies: np.ndarray, image: np.ndarray, chosen: Crf) -> np.ndar
     colours = image.reshape(-1, 3).astype(np.float64)
     unlike = ((colours[:, None] - colours) ** 2).sum(axis=2)
     near = np.exp(-apart / 2)
-    alike = np.exp(-apart / (2 * (chosen.reach * POINTS) ** 2) - unlike / (2 * chosen.colour**2))
+    alike = np.exp(-apart / (2 * (crf.REACH * POINTS) ** 2) - unlike / (2 * crf.COLOUR**2))
     pairs = 0.0
-    for weight, kernel in ((SMOOTHNESS, near), (chosen.weight, alike)):
+    for weight, kernel in ((SMOOTHNESS, near), (crf.WEIGHT, alike)):
         scale = 1 / np.sqrt(kernel.sum(axis=1))
         pairs = pairs + weight * scale[:, None] * kernel * scale
     unary = energies.reshape(k, -1).astype(np.float64)
     field = np.exp(-unary)
     field /= field.sum(axis=0)
-    for _ in range(chosen.iterations):
+    for _ in range(iterations):
         field = np.exp(field @ pairs - unary)
         field /= field.sum(axis=0)
     return field.reshape(k, h, w)
 
 
 @pytest.mark.usefixtures("package")
-def test_the_mean_field_is_that_of_all_pairs() -> None:
+def test_the_mean_field_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     energies = -np.log(rng.dirichlet(np.ones(3), size=(14, 21))).transpose(2, 0, 1)
     image = np.where(np.arange(21)[None, :, None] < 9, 60, 140) + rng.integers(0, 20, (14, 21, 3))
-    chosen = Crf(5, weight=3.0, reach=0.7, colour=20.0)
-    arguments = energies.astype(np.float32), image.astype(np.uint8), chosen
+    for name, value in (("WEIGHT", 3.0), ("REACH", 0.7), ("COLOUR", 20.0)):
+        monkeypatch.setattr(crf, name, value)
+    arguments = energies.astype(np.float32), image.astype(np.uint8), SOME
     found, expected = crf._mean_field(*arguments), plain_field(*arguments)
     before = np.exp(-energies)
     # The library filters on a lattice, so it is near, and far nearer than where it began.
@@ -129,19 +127,13 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 def test_without_a_crf_maps_are_interpolated() -> None:
     scores = halves(4, 6, 2)
     np.testing.assert_array_equal(label_map(scores, 40, 60), upsample_argmax(scores, 40, 60))
-    assert choose_crf(0, weight=1.0) is None
-
-
-def test_the_constants_of_predict_are_those_of_the_shipped_parameters() -> None:
-    shipped = params.load(REPOSITORY / "params.yaml").segment.crf.model_dump()
-    assert Crf(0) == Crf(**shipped)
 
 
 def test_without_its_package_the_extra_is_named(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crf, "find_spec", lambda _: None)
-    project.set("segment.crf.iterations", 5)
+    project.set("segment.crf", 5)
     project.fails("segment", '-e ".[crf]"`', "0 iterations")
 
 
@@ -151,23 +143,19 @@ def _maps() -> dict[tuple[str, int], np.ndarray]:
 
 
 @pytest.mark.usefixtures("package")
-def test_segment_eval_bench_and_predict_take_the_crf(project: Project) -> None:
-    project.ok("prepare", "extract", "graph", "train", "segment")
+def test_segment_and_predict_take_the_crf(project: Project) -> None:
+    project.ok("prepare", "extract", "context", "graph", "train", "segment")
     plain, first = _maps(), tree_bytes(Path("data/segments.h5"))
-    project.set("segment.crf.iterations", 5)
-    project.ok("segment", "eval")
+    project.set("segment.crf", 5)
+    project.ok("segment")
     refined = _maps()
     changed = [(plain[key] != refined[key]).mean() for key in plain]
     assert 0 < np.mean(changed) < 0.5
-    (scored,) = tables(bench_heads.main, "data/head")
-    assert scored["crf"] is True
-    oracle = json.loads(Path("results/metrics.json").read_text())["ours"]["majority_iou"]["oracle"]
-    assert scored["majority_iou"] == pytest.approx([oracle["miou"], oracle["accuracy"]])
     asked = ["--out", "found", "--device", "cpu", "--mapping", "none", "--crf", "5"]
     assert project.run("predict", "photos/images", *asked).exit_code == 0
     for row in read_index("data/index.csv"):
         written = np.asarray(Image.open(f"found/labels/{row.split}/{row.stem}.png"))
         np.testing.assert_array_equal(written, refined["ours", row.id])
-    project.set("segment.crf.iterations", 0)
+    project.set("segment.crf", 0)
     project.ok("segment")
     assert tree_bytes(Path("data/segments.h5")) == first

@@ -62,7 +62,7 @@ def test_repro_then_an_experiment_that_reuses_the_features(clone: Path, weights:
     run(clone, "git", "add", "-A")
     run(clone, "git", "commit", "-qm", "first results")
     text = run(clone, "dvc", "exp", "run", "-n", "flat", "-S", "graph.alpha=0.0", "-S", "seed=3")
-    for stage in ("extract", "graph"):
+    for stage in ("extract", "context", "graph"):
         assert f"Stage '{stage}' didn't change, skipping" in text
     assert "Running stage 'train'" in text
     assert json.loads((clone / "results/metrics.json").read_text()).keys() == before.keys()

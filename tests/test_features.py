@@ -43,7 +43,7 @@ def test_last_block_equals_the_model_without_its_prefix(name: str) -> None:
 def test_keys_are_refused_where_the_attention_hides_them() -> None:
     backbone = open_family("eva02_tiny_patch14_224")
     pixels = torch.rand(1, 3, 28, 28)
-    with pytest.raises(ValueError, match=r"set extract.keys"):
+    with pytest.raises(ValueError, match=r"keys need a backbone"):
         tokens(backbone, pixels, [0], [], keys=True, autocast=None)
     assert set(tokens(backbone, pixels, [0], [], keys=False, autocast=None)) == {"block_00"}
 
@@ -52,7 +52,7 @@ def test_keys_need_a_joint_projection() -> None:
     backbone = open_family("vit_tiny_patch16_224")
     check_keys(backbone.model)
     backbone.model.blocks[-1].attn.qkv = None
-    with pytest.raises(ValueError, match=r"extract.keys needs a backbone .* set extract.keys"):
+    with pytest.raises(ValueError, match=r"keys need a backbone whose attention has one joint qkv"):
         check_keys(backbone.model)
 
 

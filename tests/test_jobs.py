@@ -18,11 +18,13 @@ from threadpoolctl import threadpool_info
 from bench.cluster import cluster, killed, scheduler, until, wait_for_workers, worker
 from cache.store import jobs
 from cache.store.errors import InputError
+from stages.jobs import run
 from stages.params import ComputeParams
 from tests.conftest import Project, tree_bytes
 
 ARTEFACTS = {
     "extract": Path("data/features.zarr"),
+    "context": Path("data/context.zarr"),
     "graph": Path("data/graph.h5"),
     "segment": Path("data/segments.h5"),
 }
@@ -62,7 +64,7 @@ def test_threads_are_set_where_jobs_run_and_given_back(
     Path("notes").mkdir()
     before = (torch.get_num_threads(), [x["num_threads"] for x in threadpool_info()])
     three = compute(address if name == "tcp" else name, 3)
-    jobs.run(note_threads, [(str(i),) for i in range(6)], three, "notes", "noting")
+    run(note_threads, [(str(i),) for i in range(6)], three, "notes", "noting")
     assert {path.read_text() for path in Path("notes").iterdir()} == {"[3]"}
     assert before == (torch.get_num_threads(), [x["num_threads"] for x in threadpool_info()])
 
@@ -71,9 +73,9 @@ def test_threads_are_set_where_jobs_run_and_given_back(
 def test_every_scheduler_writes_the_same_bytes(
     project: Project, address: str, threads: int
 ) -> None:
-    """Of extract, graph and segment, also by workers that were started in another folder."""
+    """Of all stages that run jobs, also by workers that were started in another folder."""
     project.set("compute.threads", threads)
-    project.ok("prepare", "extract", "graph", "train", "segment")
+    project.ok("prepare", "extract", "context", "graph", "train", "segment")
     expected = {stage: tree_bytes(path) for stage, path in ARTEFACTS.items()}
     # A local cluster runs jobs as any other does and is slow to start: one stage will do.
     cases = [(name, stage) for name in ("threads", address) for stage in ARTEFACTS]
@@ -88,8 +90,7 @@ def test_a_worker_that_is_killed_changes_nothing(
 ) -> None:
     project.set("extract.window", 32)
     project.set("extract.stride", 16)
-    project.set("extract.shard_tokens", 16)
-    project.set("extract.max_patches", 16)
+    project.shards(16)
     project.set("compute.threads", 1)
     project.ok("prepare", "extract")
     expected = tree_bytes(ARTEFACTS["extract"])
@@ -122,7 +123,7 @@ def test_a_cluster_without_workers_is_told_and_waited_for(
     Path("notes").mkdir()
     with scheduler(tmp_path) as address:
         job = ([("0",)], compute(address), "notes", "noting")
-        running = threading.Thread(target=jobs.run, args=(note_threads, *job))
+        running = threading.Thread(target=run, args=(note_threads, *job))
         running.start()
         time.sleep(1)
         with worker(elsewhere, address):
@@ -138,12 +139,12 @@ def test_a_scheduler_that_goes_is_named(tmp_path: Path) -> None:
         job = ([("0",)], compute(address), ".", "noting")
         caught: list[InputError] = []
 
-        def run() -> None:
+        def runs() -> None:
             with pytest.raises(InputError) as error:
-                jobs.run(note_threads, *job)
+                run(note_threads, *job)
             caught.append(error.value)
 
-        running = threading.Thread(target=run)
+        running = threading.Thread(target=runs)
         running.start()
         time.sleep(1)
     running.join(60)
@@ -162,7 +163,8 @@ def test_a_scheduler_that_does_not_answer_is_named(project: Project) -> None:
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         project.fails(
             "extract",
-            "compute.scheduler (tcp://127.0.0.1:9) must be the address of a running Dask scheduler",
+            "tcp://127.0.0.1:9 must be the address of a running Dask scheduler",
+            "compute.scheduler",
             "start one with `dask scheduler`",
         )
 
@@ -172,7 +174,7 @@ def test_a_job_that_kills_its_workers_ends_the_run(tmp_path: Path) -> None:
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         pytest.raises(InputError, match=r"one job killed 1 of them.*--memory-limit"),
     ):
-        jobs.run(die, [()], compute("local"), tmp_path, "dying")
+        run(die, [()], compute("local"), tmp_path, "dying")
 
 
 def test_a_worker_that_does_not_see_the_folder_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.features import whitening as features_whitening
 from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import whitening
 from pipeline.head import kmeans
@@ -68,7 +69,7 @@ def test_centroids_are_means_of_their_points() -> None:
 
 
 def test_whitening_gives_the_identity_as_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kmeans, "BLOCK", 128)  # several blocks
+    monkeypatch.setattr(features_whitening, "BLOCK", 128)  # several blocks
     rng = np.random.default_rng(0)
     points = (rng.normal(size=(1000, 9)) @ rng.normal(size=(9, 9)) + 5).astype(np.float32)
     mean, projection = whitening(points, 6)
@@ -133,9 +134,9 @@ def test_all_points_are_used() -> None:
 
 def test_faults_name_rule_value_and_way_out() -> None:
     points, _ = blobs()
-    with pytest.raises(ValueError, match=r"found 480 points for 481 clusters: lower `clusters`"):
+    with pytest.raises(ValueError, match=r"found 480 points for 481 clusters: lower the number"):
         fit(points, 481)
-    with pytest.raises(ValueError, match=r"kmeans\.whiten .* found 13 for 12 channels"):
+    with pytest.raises(ValueError, match=r"whitening keeps .* found 13 for 12 channels"):
         fit(points, 4, whiten=13)
     points[7, 3] = np.nan
     with pytest.raises(ValueError, match=r"finite points, found NaN or infinity first in row 7"):

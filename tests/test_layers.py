@@ -13,7 +13,7 @@ import yaml
 from tests.conftest import REPOSITORY
 
 LAYERS = ("cache", "pipeline", "stages")
-STAGES = ("scenes", "prepare", "extract", "graph", "train", "segment", "eval", "report")
+STAGES = ("scenes", "prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
 # They check, tell and report; no artefact's content depends on them, so that a new parameter or a
 # better message does not make DVC run the ViT again.
 NEUTRAL = {"cache/errors.py", "cache/params.py", "cache/progress.py", "stages/__init__.py"}
@@ -90,7 +90,7 @@ def test_numerics_touch_no_disk_and_no_configuration(path: Path) -> None:
         assert not roots & {"h5py", "shutil", "zarr", "yaml", "pydantic"}
 
 
-@pytest.mark.parametrize("stage", ["extract", "graph", "train", "segment", "predict"])
+@pytest.mark.parametrize("stage", ["extract", "context", "graph", "train", "segment", "predict"])
 def test_labels_are_out_of_reach_before_evaluation(stage: str) -> None:
     files = {name(path) for path in closure(REPOSITORY / f"stages/{stage}.py")}
     assert "cache/labels.py" not in files and "pipeline/evaluation.py" not in files

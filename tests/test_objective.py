@@ -23,11 +23,10 @@ from pipeline.head.head import Head, initialise
 from pipeline.head.objective import (
     default_beta,
     gumbel_softmax,
-    learning_rate,
     neural_eigenfunction_loss,
     normalise_columns,
-    temperature,
 )
+from pipeline.head.training import Schedule
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -117,9 +116,13 @@ def test_gumbel_softmax_follows_its_generator_alone() -> None:
     assert not torch.equal(first, gumbel_softmax(logits, 1.0, generator(6)))
 
 
-@pytest.mark.parametrize("schedule", [temperature, learning_rate])
-def test_schedules_are_half_cosines(schedule) -> None:
-    values = [schedule(step, 40, 1.0, 0.3) for step in range(41)]
+@pytest.mark.parametrize("which", [0, 1], ids=["lr", "tau"])
+def test_schedules_are_half_cosines(which: int) -> None:
+    ends = (
+        {"lr": (1.0, 0.3), "tau": (5.0, 7.0)} if which == 0 else {"lr": (5, 7), "tau": (1.0, 0.3)}
+    )
+    schedule = Schedule(40, *ends["lr"], *ends["tau"], beta=0.0)
+    values = [schedule.at(step)[which] for step in range(41)]
     assert values[0] == pytest.approx(1.0)
     assert values[20] == pytest.approx(0.65)
     assert values[40] == pytest.approx(0.3)
@@ -154,7 +157,7 @@ def maximise(function, parameters, kappa: Tensor, lr: float, beta: float, steps:
     """Train continuous eigenfunctions (no quantisation); return them, (200, FUNCTIONS)."""
     adam = torch.optim.Adam(parameters, lr=lr)
     for step in range(steps):
-        adam.param_groups[0]["lr"] = learning_rate(step, steps, lr, 0.0)
+        adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
         loss, _, _ = neural_eigenfunction_loss(normalise_columns(function(), 1.0), kappa, beta)
         adam.zero_grad()
         loss.backward()

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from cache.store.errors import InputError
-from stages import params
+from stages.params import Params, parse
+from stages.params import load as load_params
 from tests.conftest import REPOSITORY
 
 
@@ -17,26 +18,26 @@ def tree() -> dict:
     return yaml.safe_load((REPOSITORY / "params.yaml").read_text())
 
 
-def load(folder: Path, tree: dict) -> params.Params:
+def load(folder: Path, tree: dict) -> Params:
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
-    return params.load(path)
+    return load_params(path)
 
 
 def test_the_shipped_file_is_valid_and_names_every_key(tree: dict) -> None:
-    chosen = params.load(REPOSITORY / "params.yaml")
+    chosen = load_params(REPOSITORY / "params.yaml")
     assert chosen.model_dump() == tree
     assert chosen.data == chosen.datasets[chosen.dataset]
 
 
 @pytest.mark.parametrize("text", ["1e-05", "2.5e-07", "0.00001", "1e3", "-3E2"])
 def test_numbers_are_read_as_dvc_writes_them(text: str) -> None:
-    assert params.parse(f"lr: {text}") == {"lr": float(text)}
+    assert parse(f"lr: {text}") == {"lr": float(text)}
 
 
 @pytest.mark.parametrize("text", ["1e", "e5", "1e-5x", "12", "v1e3"])
 def test_what_looks_like_a_number_stays_what_it_is(text: str) -> None:
-    assert params.parse(f"key: {text}") == {"key": 12 if text == "12" else text}
+    assert parse(f"key: {text}") == {"key": 12 if text == "12" else text}
 
 
 def test_all_faults_are_reported_with_their_dotted_keys(tmp_path: Path, tree: dict) -> None:
@@ -73,15 +74,12 @@ def test_names_and_ranges(tmp_path: Path, tree: dict, key: str, value: object, t
     assert text in str(caught.value)
 
 
-def test_windows_and_shards_must_fit_together(tmp_path: Path, tree: dict) -> None:
+def test_window_and_stride_must_fit_together(tmp_path: Path, tree: dict) -> None:
     tree["extract"].update(window=100, stride=200)
     with pytest.raises(InputError, match=r"extract: stride \(200\) must not exceed window"):
         load(tmp_path, tree)
     tree["extract"].update(stride=None)
     with pytest.raises(InputError, match="window and stride are set together or both null"):
-        load(tmp_path, tree)
-    tree["extract"].update(window=None, shard_tokens=10)
-    with pytest.raises(InputError, match="must hold at least one tile"):
         load(tmp_path, tree)
 
 
@@ -99,24 +97,43 @@ def test_a_start_from_kmeans_needs_a_head_that_fits(
     assert getattr(load(tmp_path, tree).head, key) == value
 
 
-def test_every_level_of_the_context_has_its_weight(tmp_path: Path, tree: dict) -> None:
-    tree["context"]["weights"] = [1.0]
-    with pytest.raises(InputError, match=r"context: weights \(1\) must be as many as levels \(2\)"):
-        load(tmp_path, tree)
-    tree["context"].update(levels=["late", "context"], weights=[1.0, 0.0])
+def test_levels_of_the_context_are_stored_ones_with_a_weight(tmp_path: Path, tree: dict) -> None:
+    tree["backbones"]["demo"]["context"] = {"late": 0.0, "context": 1.0}
     with pytest.raises(InputError) as caught:
         load(tmp_path, tree)
     text = str(caught.value)
-    assert "context.weights.1: Input should be greater than 0, found 0.0" in text
-    assert "context.levels.1: Input should be" in text and "found 'context'" in text
+    assert "backbones.demo.context" in text and "greater than 0, found 0.0" in text
+    assert "found 'context'" in text
+
+
+def test_neighbours_in_other_images_need_the_whole_split(tmp_path: Path, tree: dict) -> None:
+    tree["graph"]["other_images"] = True
+    with pytest.raises(InputError, match=r"graph: other_images asks for scope dataset"):
+        load(tmp_path, tree)
+    tree["graph"].update(scope="dataset", k=32)
+    assert load(tmp_path, tree).graph.other_images
+
+
+def test_paths_may_hold_environment_variables(
+    tmp_path: Path, tree: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree["datasets"]["scenes"]["root"] = "$SOME_FOLDER/camvid"
+    tree["backbones"]["demo"]["weights"] = "${SOME_FOLDER}/vit.safetensors"
+    monkeypatch.setenv("SOME_FOLDER", "/elsewhere")
+    params = load(tmp_path, tree)
+    assert params.data.root == "/elsewhere/camvid"
+    assert params.vit.weights == "/elsewhere/vit.safetensors"
+    monkeypatch.delenv("SOME_FOLDER")
+    with pytest.raises(InputError, match=r"SOME_FOLDER/camvid names an environment variable"):
+        load(tmp_path, tree)
 
 
 def test_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is missing: run the command in the project's folder"):
-        params.load(tmp_path / "params.yaml")
+        load_params(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [1")
     with pytest.raises(InputError, match="is not valid YAML"):
-        params.load(tmp_path / "params.yaml")
+        load_params(tmp_path / "params.yaml")
 
 
 def leaves(tree: object, key: str = "") -> dict[str, object]:
@@ -125,6 +142,8 @@ def leaves(tree: object, key: str = "") -> dict[str, object]:
         return {key: tree}
     found: dict[str, object] = {}
     for name, value in tree.items():
+        if key == "backbones.<name>.context":
+            return {key: tree}
         name = "<name>" if key in ("datasets", "backbones") else name
         found |= leaves(value, f"{key}.{name}" if key else name)
     return found

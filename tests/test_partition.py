@@ -38,6 +38,6 @@ def test_the_generator_decides() -> None:
 
 @pytest.mark.parametrize(("images", "size", "rounds"), [(0, 4, 1), (4, 0, 1), (4, 4, 0)])
 def test_nothing_to_cut_is_an_error(images: int, size: int, rounds: int) -> None:
-    text = f"{images} images, `graph.group_images` = {size}, `graph.rounds` = {rounds}"
+    text = f"{images} images, {size} a group, {rounds} rounds"
     with pytest.raises(ValueError, match=text):
         partition(range(images), size, rounds, np.random.default_rng(0))

@@ -17,11 +17,12 @@ from cache.features import Features
 from cache.graphs import Graphs
 from cache.index import read_index
 from cache.segments import Segments
-from pipeline.graph.kernel import pixel_edges, restrict
+from pipeline.graph.kernel import feature_graph, pixel_edges
+from pipeline.head import training
 from stages import params, train
 from tests.conftest import Project, kill_when, tree_bytes
 
-STAGES = ("prepare", "extract", "graph", "train", "segment", "eval", "report")
+STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
 PREDICTORS = ("ours", "ours_kmeans", "kmeans")
 MATCHINGS = ("majority_iou", "majority_count", "hungarian")
 
@@ -50,7 +51,7 @@ def test_from_photos_to_report(project: Project) -> None:
 
 
 def test_same_seed_same_numbers_other_seed_others(project: Project) -> None:
-    project.ok("prepare", "extract", "graph", "train")
+    project.ok("prepare", "extract", "context", "graph", "train")
     first = tree_bytes(Path("data/head"))
     graph = tree_bytes(Path("data/graph.h5"))
     project.ok("graph", "train")
@@ -74,7 +75,7 @@ def test_without_labels_all_stages_succeed(project: Project) -> None:
 def test_groups_hold_whole_images_and_every_one_once(project: Project) -> None:
     project.set("extract.window", 64)
     project.set("extract.stride", 48)
-    project.ok("prepare", "extract", "graph")
+    project.ok("prepare", "extract", "context", "graph")
     features = Features.open("data/features.zarr")
     tiles = features.tiles_of("train")
     with Graphs("data/graph.h5") as graphs:
@@ -97,9 +98,9 @@ def test_groups_hold_whole_images_and_every_one_once(project: Project) -> None:
 @pytest.mark.parametrize("level", ["last", "context"])
 def test_group_graph_equals_brute_force(project: Project, level: str) -> None:
     project.set("graph.level", level)
-    project.ok("prepare", "extract", "graph")
+    project.ok("prepare", "extract", "context", "graph")
+    features = Features.open("data/features.zarr").beside("data/context.zarr")
     with Graphs("data/graph.h5") as graphs:
-        features = train.with_context(Features.open("data/features.zarr"), graphs)
         group = graphs.group(1, 0)
     rows = np.concatenate([features.tokens(level, t) for t in group.tiles]).astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -108,7 +109,7 @@ def test_group_graph_equals_brute_force(project: Project, level: str) -> None:
     k = round(0.1 * len(rows))
     least = -np.sort(-cosines, axis=1)[:, k - 1 : k]
     directed = np.where(cosines >= least, np.maximum(cosines, 0), 0)
-    found = restrict(*group.edges, [(0, len(rows))]).toarray()
+    found = feature_graph(*group.neighbours).toarray()
     # Stored as float16. Two neighbours as near as float32 tells apart may change places.
     assert (np.abs(found - (directed + directed.T) / 2) > 1e-3).mean() < 1e-4
     assert np.array_equal(found, found.T)
@@ -117,9 +118,9 @@ def test_group_graph_equals_brute_force(project: Project, level: str) -> None:
 def test_a_graph_of_another_version_is_refused(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project.ok("prepare", "extract", "graph")
-    monkeypatch.setattr(Graphs, "format", 4)
-    project.fails("train", "data/graph.h5 has format 3", "dvc repro graph")
+    project.ok("prepare", "extract", "context", "graph")
+    monkeypatch.setattr(Graphs, "format", 5)
+    project.fails("train", "data/graph.h5 has format 4", "dvc repro graph")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_killed_stages_go_on_and_end_the_same(
 ) -> None:
     project.set("graph.rounds", 20)
     project.set("train.epochs", 30)
-    project.ok("prepare", "extract", "graph", "train")
+    project.ok("prepare", "extract", "context", "graph", "train")
     if stage == "segment":
         project.ok("segment")
     path = Path(out)
@@ -150,28 +151,28 @@ def test_killed_stages_go_on_and_end_the_same(
 
 
 def test_k_larger_than_the_graph(project: Project) -> None:
-    project.ok("prepare", "extract")
+    project.ok("prepare", "extract", "context")
     project.set("graph.k", 5000)
     project.fails("graph", "k = 5000 for n = 144 patches", "lower `graph.k`")
 
 
 def test_more_clusters_than_patches(project: Project) -> None:
-    project.ok("prepare", "extract", "graph")
+    project.ok("prepare", "extract", "context", "graph")
     project.set("clusters", 1000)
     project.fails("train", "clusters (1000)", "training patches (288)", "lower `clusters`")
 
 
 def test_a_graph_of_another_cache_is_refused(project: Project) -> None:
-    project.ok("prepare", "extract", "graph", "train")
+    project.ok("prepare", "extract", "context", "graph", "train")
     project.set("extract.short_side", 80)
-    project.ok("extract")
-    project.fails("train", "was made from another feature cache", "dvc repro graph")
+    project.ok("extract", "context")
+    project.fails("train", "graph.h5 was made from another feature cache", "dvc repro graph")
     project.ok("graph")
     project.fails("segment", "data/head", "another", "train")
 
 
 def test_damaged_hdf5_files_are_refused(project: Project) -> None:
-    project.ok("prepare", "extract")
+    project.ok("prepare", "extract", "context")
     project.fails("train", "data/graph.h5", "eigenseg graph")
     project.ok("graph")
     whole = Path("data/graph.h5").read_bytes()
@@ -182,17 +183,17 @@ def test_damaged_hdf5_files_are_refused(project: Project) -> None:
     project.fails("train", "data/graph.h5", "graph")
     Path("data/graph.h5").write_bytes(whole)
     with h5py.File("data/graph.h5", "r") as file:
-        chunk = file["groups/0/0/columns"].id.get_chunk_info(0)
+        chunk = file["groups/0/0/indices"].id.get_chunk_info(0)
     spoilt = bytearray(whole)
     spoilt[chunk.byte_offset + 7] ^= 1
     Path("data/graph.h5").write_bytes(spoilt)
-    project.fails("train", "data/graph.h5", "columns")
+    project.fails("train", "data/graph.h5", "indices")
 
 
 def test_nan_in_the_cache_stops_the_training(project: Project) -> None:
     import zarr
 
-    project.ok("prepare", "extract", "graph")
+    project.ok("prepare", "extract", "context", "graph")
     array = zarr.open_array("data/features.zarr/block_05", mode="r+")
     values = array[:]
     values[5] = np.nan
@@ -203,8 +204,8 @@ def test_nan_in_the_cache_stops_the_training(project: Project) -> None:
 def test_a_diverging_loss_keeps_the_last_good_checkpoint(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project.ok("prepare", "extract", "graph")
-    step, calls = train.train_step, []
+    project.ok("prepare", "extract", "context", "graph")
+    step, calls = training.train_step, []
 
     def diverging(head: torch.nn.Module, *args: object, **kwargs: object) -> dict:
         calls.append(1)
@@ -213,7 +214,7 @@ def test_a_diverging_loss_keeps_the_last_good_checkpoint(
                 next(head.parameters()).fill_(torch.nan)
         return step(head, *args, **kwargs)
 
-    monkeypatch.setattr(train, "train_step", diverging)
+    monkeypatch.setattr(training, "train_step", diverging)
     project.fails("train", "the loss must stay finite", "lower `train.lr`")
     assert not Path("data/head").exists()
     (checkpoint,) = Path("data/.work").glob("head-*/checkpoint.safetensors")
@@ -221,14 +222,14 @@ def test_a_diverging_loss_keeps_the_last_good_checkpoint(
     assert all(
         torch.isfinite(values).all() for values in state.values() if values.is_floating_point()
     )
-    monkeypatch.setattr(train, "train_step", step)
+    monkeypatch.setattr(training, "train_step", step)
     assert "resumed: 1 epochs were finished" in project.run("train").output
 
 
 def test_the_start_from_kmeans_is_made_once(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project.ok("prepare", "extract", "graph", "train")
+    project.ok("prepare", "extract", "context", "graph", "train")
     expected = tree_bytes(Path("data/head"))
     shutil.rmtree("data/head")
 
@@ -236,27 +237,26 @@ def test_the_start_from_kmeans_is_made_once(
         raise OSError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_fit_kmeans", stop)  # after the last epoch
+        patch.setattr(train, "fit_kmeans", stop)  # after the last epoch
         project.fails("train", "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_start_centres", stop)
+        patch.setattr(train, "start_centres", stop)
         project.ok("train")
     assert tree_bytes(Path("data/head")) == expected
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_start_centres", stop)
+        patch.setattr(train, "start_centres", stop)
         project.fails("train", "stopped")
 
 
 def test_the_first_head_is_kmeans_on_its_input(project: Project) -> None:
     for key, value in (("train.lr", 1e-12), ("train.lr_end", 0.0), ("train.epochs", 1)):
         project.set(key, value)
-    project.ok("prepare", "extract", "graph", "train")
-    chosen = params.load()
-    with Graphs("data/graph.h5") as graphs:
-        features = train.with_context(Features.open("data/features.zarr"), graphs)
+    project.ok("prepare", "extract", "context", "graph", "train")
+    choices = params.load()
+    features = Features.open("data/features.zarr").beside("data/context.zarr")
     rows = features.batch(["context"], features.tiles_of("train")).astype(np.float32)
-    cosines = rows @ train._start_centres(chosen, features).T
-    head = train.build_head(chosen, features)
+    cosines = rows @ train.start_centres(choices, features).T
+    head = train.build_head(choices, features)
     head.load_state_dict(load_file("data/head/head.safetensors"))
     with torch.no_grad():
         logits = head(torch.from_numpy(rows), [48] * 6)[1].numpy()
@@ -264,11 +264,11 @@ def test_the_first_head_is_kmeans_on_its_input(project: Project) -> None:
     assert np.corrcoef(logits.ravel(), cosines.ravel())[0, 1] > 0.98
     assert (logits.argmax(axis=1) == cosines.argmax(axis=1)).mean() > 0.9
     ratio = np.linalg.norm(logits) / np.linalg.norm(cosines)
-    assert ratio == pytest.approx(chosen.train.start_scale, rel=0.1)
+    assert ratio == pytest.approx(choices.train.start_scale, rel=0.1)
 
 
 def test_a_checkpoint_of_a_head_with_other_shapes_is_refused(project: Project) -> None:
-    project.ok("prepare", "extract", "graph", "train")
+    project.ok("prepare", "extract", "context", "graph", "train")
     path = Path("data/head/head.safetensors")
     state = load_file(path)
     state["norm.weight"] = state["norm.weight"][:8].clone()
@@ -277,7 +277,7 @@ def test_a_checkpoint_of_a_head_with_other_shapes_is_refused(project: Project) -
 
 
 def test_alpha_and_the_choices_of_the_head_reach_the_training(project: Project) -> None:
-    project.ok("prepare", "extract", "graph", "train")
+    project.ok("prepare", "extract", "context", "graph", "train")
     first = tree_bytes(Path("data/head"))["head.safetensors"]
     changes = (
         ("graph.alpha", 0.0),

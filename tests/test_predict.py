@@ -35,7 +35,7 @@ def finish(folder: Path, weights: Path, **choices: Any) -> Project:
         project.set(name.replace("__", "."), value)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        project.ok("prepare", "extract", "graph", "train", "segment", "eval")
+        project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval")
     return project
 
 
@@ -116,7 +116,7 @@ def test_windows_and_keys_equal_extract_and_segment(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     levels = {"head__levels": ["first", "context", 2, "keys"], "kmeans__level": "keys"}
-    others = {"graph__level": "keys", "context__levels": [2, "keys"]}
+    others = {"graph__level": "keys", "backbones__tiny__context": {2: 1.0, "keys": 0.5}}
     blocks = {"extract__blocks": ["first", 2], "extract__keys": True}
     tiling = {"extract__window": 64, "extract__stride": 48}
     paper = {"train__start": "random", "head__orthogonal": True, "head__level_norm": True}

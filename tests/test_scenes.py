@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from cache.scenes import Scene, write_scenes
 from click.testing import CliRunner, Result
 from PIL import Image
+from stages.scenes import draw, main
 
 from cache.images import check_images
 from cache.labels import find_labels, read_classes
-from cache.scenes import Scene, write_scenes
 from demo.draw import CLASSES, draw_scene, scene_generator
 from demo.draw.canvas import (
     BUILDING,
@@ -39,7 +40,6 @@ from demo.draw.grounds import Ground, meadow, mountains, sky
 from demo.draw.photo import vote
 from demo.draw.solids import Faces, paint_faces
 from demo.draw.weather import weather
-from stages.scenes import draw, main
 from tests.conftest import REPOSITORY, tree_bytes
 
 PALETTE = np.arange(768, dtype=np.uint8).reshape(256, 3)

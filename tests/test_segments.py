@@ -15,14 +15,12 @@ import zarr
 
 from cache import heads
 from cache.features import Features
-from cache.graphs import Graphs
 from cache.segments import ImageMaps, Segments, write_maps
 from cache.store import parts
 from cache.store.errors import InputError
 from pipeline.head.head import Head
 from pipeline.head.kmeans import fit, scores
 from pipeline.maps.predictors import Predictors, Window, score_maps
-from stages.train import with_context
 from tests.conftest import Project
 
 CLUSTERS = {"ours": 300, "ours_kmeans": 256, "kmeans": 4}
@@ -230,14 +228,13 @@ def test_mirrored_windows_are_mirrored_back() -> None:
 def trained(project: Project) -> Project:
     """A project whose stages up to train have run."""
     project.set("train.epochs", 1)
-    project.ok("prepare", "extract", "graph", "train")
+    project.ok("prepare", "extract", "context", "graph", "train")
     return project
 
 
 def naive_labels(image: int, height: int, width: int, temperature: float | None) -> np.ndarray:
     """The label map of "ours" by the shortest way, for images of one tile."""
-    with Graphs("data/graph.h5") as graphs:
-        features = with_context(Features.open("data/features.zarr"), graphs)
+    features = Features.open("data/features.zarr").beside("data/context.zarr")
     state, _, manifest = heads.load_head("data/head")
     choices = dict(manifest["head"])
     levels = choices.pop("levels")
@@ -287,7 +284,7 @@ def test_stage_with_windows_covers_the_image(project: Project) -> None:
     project.set("extract.window", 64)
     project.set("extract.stride", 32)
     project.set("train.epochs", 1)
-    project.ok("prepare", "extract", "graph", "train", "segment")
+    project.ok("prepare", "extract", "context", "graph", "train", "segment")
     assert len(Features.open("data/features.zarr").tiles) > 9
     with Segments("data/segments.h5") as store:
         assert store.read("kmeans", 4).shape == (96, 128)
@@ -360,7 +357,7 @@ def test_stage_names_what_does_not_fit(trained: Project) -> None:
     Path("data/index.csv").write_text(index)
 
     trained.set("extract.short_side", 64)
-    trained.ok("extract")
+    trained.ok("extract", "context")
     trained.fails("segment", "was trained on another feature cache", "run `eigenseg train`")
     shutil.rmtree("data/head")
     trained.fails("segment", "the head data/head is missing: run `eigenseg train`")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import zarr
 
-from cache import features, int8
+from cache import features
 from cache.features import Features
+from cache.store import int8
 from cache.store.errors import InputError
 from cache.store.shards import Shards, shard_file
 from pipeline.features.tiles import plan_layout
@@ -41,7 +42,8 @@ def make_cache(root: Path, dtype: str) -> tuple[Features, dict[str, np.ndarray]]
     for shard in todo:
         part = slice(shard * layout.shard, (shard + 1) * layout.shard)
         features.write_shard(store, done, shard, {n: v[part] for n, v in values.items()})
-    manifest = {"levels": {"first": "block_00", "last": "block_11"}, "channels": CHANNELS}
+    levels = {"first": "block_00", "last": "block_11"}
+    manifest = {"levels": levels, "channels": channels, "fingerprint": "first"}
     features.finish(store, done, layout.shards, manifest)
     return Features.open(store), values
 
@@ -90,35 +92,53 @@ def test_a_batch_holds_tiles_below_each_other_and_levels_side_by_side(tmp_path: 
     assert np.array_equal(cache.tokens("last", 2), rows_of(cache, values["block_11"], 2))
 
 
-def test_a_derived_level_is_one_more_beside_the_stored_ones(tmp_path: Path) -> None:
+def make_second(cache: Features, root: Path, made_from: str) -> np.ndarray:
+    """A second cache with one level, ``made``, in the layout of the first; its values."""
+    chunk, shard, shards = cache.layout()
+    store, done = root / "second.zarr", root / "second-done"
+    features.declare(store, done, {"made": 3}, "float16", cache.tiles, chunk, shard, shards)
+    values = np.random.default_rng(1).standard_normal((shards * shard, 3)).astype(np.float16)
+    for number in range(shards):
+        part = values[number * shard : (number + 1) * shard]
+        features.write_shard(store, done, number, {"made": part})
+    manifest = {"levels": {"made": "made"}, "channels": {"made": 3}}
+    ids = {"features": made_from, "fingerprint": "second"}
+    features.finish(store, done, shards, {**manifest, **ids})
+    return values
+
+
+def test_the_levels_of_a_second_cache_stand_beside_those_of_the_first(tmp_path: Path) -> None:
     cache, values = make_cache(tmp_path, "float16")
-
-    def make(levels: list[np.ndarray], grid_h: int, grid_w: int) -> np.ndarray:
-        last, first = levels
-        place = np.full((len(last), 2), (grid_h, grid_w))
-        return np.concatenate([last[:, :1] - first[:, :1], place], axis=1).astype(np.float16)
-
-    wider = cache.using("made", features.Derived(["last", "first"], 3, make))
+    values["made"] = make_second(cache, tmp_path, "first")
+    wider = cache.beside(tmp_path / "second.zarr")
     assert (wider.channels("made"), wider.channels("last")) == (3, 4)
+    assert wider.fingerprint not in (cache.fingerprint, "second")
     tiles = [6, 0, 4, 2]
-    rows = []
-    for tile in tiles:
-        last, first = (rows_of(cache, values[name], tile) for name in ("block_11", "block_00"))
-        made = make([last, first], *GRIDS[tile])
-        rows.append(np.concatenate([last, made, first], axis=1))
-    found = wider.batch(["last", "made", "first"], np.array(tiles))
-    assert found.dtype == np.float16 and np.array_equal(found, np.concatenate(rows))
-    assert np.array_equal(wider.tokens("made", 4), rows[2][:, 4:7])
-    assert np.array_equal(wider.tokens("first", 4), rows[2][:, 7:])
-    # The cache that it was made of knows nothing of it, and unknown levels stay unknown.
+    names = ("block_11", "made", "block_00")
+    expected = [
+        np.concatenate([rows_of(cache, values[name], tile) for name in names], axis=1)
+        for tile in tiles
+    ]
+    both = wider.batch(["last", "made", "first"], np.array(tiles))
+    assert both.dtype == np.float16 and np.array_equal(both, np.concatenate(expected))
+    assert np.array_equal(wider.tokens("made", 4), expected[2][:, 4:7])
+    # The cache that it was made from knows nothing of it, and unknown levels stay unknown.
     text = r"holds the levels first, last, not {}: add it to `extract.blocks`"
     for read in (cache.channels, lambda level: cache.batch(["last", level], [0])):
         with pytest.raises(InputError, match=text.format("made")):
             read("made")
-    with pytest.raises(InputError, match=text.format("middle")):
+    with pytest.raises(InputError, match="not middle: add it"):
         wider.batch(["made", "middle"], [0])
-    with pytest.raises(InputError, match=text.format("middle")):
-        cache.using("made", features.Derived(["last", "middle"], 3, make))
+    shard_file(tmp_path / "second.zarr", "made", 0).unlink()
+    with pytest.raises(InputError, match=r"second.zarr: made lacks .* run `dvc repro context`"):
+        wider.tokens("made", 0)
+
+
+def test_a_second_cache_of_another_first_one_is_refused(tmp_path: Path) -> None:
+    cache, _ = make_cache(tmp_path, "float16")
+    make_second(cache, tmp_path, "another")
+    with pytest.raises(InputError, match=r"was made from another feature cache \(another"):
+        cache.beside(tmp_path / "second.zarr")
 
 
 def test_int8_is_within_half_a_step_of_each_chunk(tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ def test_windows_are_where_the_paper_puts_them() -> None:
 
 
 def test_a_side_below_one_patch_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"extract.short_side .* one patch \(14 px\), found 8 px"):
+    with pytest.raises(ValueError, match=r"short side .* one patch \(14 px\), found 8 px"):
         plan_tiles(100, 100, **{**DEFAULTS, "short_side": 8})
-    with pytest.raises(ValueError, match=r"extract.window .* found 9 and 9 px"):
+    with pytest.raises(ValueError, match=r"window and stride .* found 9 and 9 px"):
         plan_tiles(100, 100, **{**DEFAULTS, "window": 9, "stride": 9})
 
 

@@ -7,7 +7,7 @@ import torch
 from pipeline.graph.kernel import feature_graph, normalise, to_torch
 from pipeline.graph.knn import nearest
 from pipeline.head.head import Head, initialise
-from pipeline.head.objective import gumbel_softmax, neural_eigenfunction_loss
+from pipeline.head.objective import SCALE, gumbel_softmax, neural_eigenfunction_loss
 from pipeline.head.training import Batch, Diverged, optimiser, tensor_cores, train_step
 
 BLOBS = 4
@@ -35,7 +35,7 @@ def run(steps: int, seed: int = 0) -> tuple[Head, list[dict[str, float]]]:
     adam = optimiser(head, 1e-2)
     batch, _ = blob_batch()
     noise = torch.Generator().manual_seed(seed)
-    values = {"tau": 0.5, "beta": 8.0, "scale": 0.1}
+    values = {"tau": 0.5, "beta": 8.0}
     return head, [train_step(head, adam, batch, **values, generator=noise) for _ in range(steps)]
 
 
@@ -66,7 +66,7 @@ def test_two_steps_are_two_steps_by_hand() -> None:
     for values in history:
         logits = twin(batch.tokens, batch.sizes)[1]
         soft = gumbel_softmax(logits, 0.5, noise)
-        psi = 0.1**0.5 * soft / soft.norm(dim=0).clamp_min(1)
+        psi = SCALE**0.5 * soft / soft.norm(dim=0).clamp_min(1)
         loss, _, _ = neural_eigenfunction_loss(psi, batch.kappa, 8.0)
         parameters = list(twin.parameters())
         for parameter, gradient in zip(
@@ -103,12 +103,12 @@ def test_divergence_leaves_the_parameters_untouched(value: float) -> None:
     adam = optimiser(head, 1e-2)
     batch, _ = blob_batch()
     noise = torch.Generator().manual_seed(0)
-    settings = {"tau": 0.725, "beta": 0.08, "scale": 0.01}
+    settings = {"tau": 0.725, "beta": 0.08}
     train_step(head, adam, batch, **settings, generator=noise)
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     broken = batch.tokens.clone()
     broken[3, 5] = value
-    text = "found nan at temperature 0.725: lower `train.lr`, or check the cached features"
+    text = "found nan at temperature 0.725: the learning rate is too high"
     with pytest.raises(Diverged, match=text) as error:
         train_step(head, adam, batch._replace(tokens=broken), **settings, generator=noise)
     assert isinstance(error.value, ArithmeticError)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.maps.merge import merge_windows
+from pipeline.maps.predictors import merge_windows
 from pipeline.maps.upsampling import upsample_argmax
 
 
@@ -114,7 +114,7 @@ def test_overlapping_windows_are_averaged() -> None:
 
 def test_windows_that_do_not_cover_or_fit_are_an_error() -> None:
     window = torch.zeros(3, 4, 4)
-    with pytest.raises(ValueError, match=r"found 4 of 20 patches in no window: lower `extract"):
+    with pytest.raises(ValueError, match=r"found 4 of 20 patches in no window"):
         merge_windows([(window, 0, 0)], 4, 5)
     with pytest.raises(ValueError, match=r"grid of 4 x 5 patches, found rows 1-5 and columns 0-4"):
         merge_windows([(window, 1, 0)], 4, 5)

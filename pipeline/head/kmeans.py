@@ -34,6 +34,7 @@ def fit(
     clusters: int,
     *,
     spherical: bool,
+    iterations: int = ITERATIONS,
     whiten: int | None,
     seed: int,
     power: float = 0.5,
@@ -44,6 +45,7 @@ def fit(
     Args:
         points: float32 ``(n, c)``.
         clusters: K.
+        iterations: of Lloyd's algorithm.
         spherical: L2-normalise the points first (and again after whitening), and the centres.
         whiten: project to this many principal components of unit variance; None leaves them.
         seed: of the first centres, which are drawn from the points.
@@ -64,6 +66,7 @@ def fit(
         prepare(model, points),
         clusters,
         spherical=spherical,
+        iterations=iterations,
         seed=seed,
         gpu=gpu,
     )
@@ -75,6 +78,7 @@ def centres(
     clusters: int,
     *,
     spherical: bool,
+    iterations: int = ITERATIONS,
     seed: int,
     gpu: bool = True,
 ) -> np.ndarray:
@@ -85,7 +89,7 @@ def centres(
     kmeans = faiss.Kmeans(
         points.shape[1],
         clusters,
-        niter=ITERATIONS,
+        niter=iterations,
         seed=seed,
         spherical=spherical,
         gpu=gpu and gpu_count() > 0,

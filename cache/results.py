@@ -117,6 +117,19 @@ def write_per_class(path: str | Path, rows: Iterable[ClassScore]) -> None:
     write_text(path, buffer.getvalue())
 
 
+def read_rows(path: str | Path, way_out: str) -> list[dict[str, str]]:
+    """The rows of a CSV, by the names in its first line.
+
+    Raises:
+        InputError: the file is missing or no CSV; the text ends with ``way_out``.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}): {way_out}") from error
+
+
 def write_curve(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Write the training curve as CSV: a row per step, columns as in the first row."""
     buffer = io.StringIO()

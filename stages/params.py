@@ -246,6 +246,14 @@ def load(path: str | Path = "params.yaml") -> Params:
         raise InputError(f"{path} has faults:\n{faults}") from error
 
 
+def is_parameter(key: str) -> bool:
+    """Whether a dotted key is one of params.yaml, whatever the names of its entries."""
+    tree: object | None = Params
+    for part in key.split("."):
+        tree = _child(tree, part)
+    return tree is not None
+
+
 def _faults(error: ValidationError) -> list[str]:
     return [_fault(_dotted(item["loc"]), item) for item in error.errors(include_url=False)]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from cache import results
+from cache import results as store
 from cache.images import read_image
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
@@ -17,21 +17,18 @@ from cache.segments import Segments
 from cache.store.errors import InputError
 from pipeline.evaluation import confusion, scores
 from stages import Stage
-from stages import drawing as report
 from stages.colours import blend, class_colours, colour, eigenfunction_image, palette
+from stages.drawing import Picture, confusion_chart, curve_chart, encode, iou_chart
+from stages.pages import write_page
 from stages.params import Params, load
 from stages.progress import track
 from stages.score_table import print_scores
+from stages.sweep import draw_sweep
 
 MATCHING = "majority_iou"  # that colours and charts follow
 IMAGES = 8  # in the gallery
 WIDTH = 320  # px of the gallery's pictures
 OPACITY = 0.75
-ABLATION_NOTE = (
-    "One parameter at a time is set to other values than that of params.yaml, which is shaded; all "
-    f"else stays. Charts: mIoU ({MATCHING}, oracle), a dot for each seed, lines through the means. "
-    "Table: mIoU with oracle mappings, the mean over the seeds, and max - min in brackets."
-)
 
 
 class Colours(NamedTuple):
@@ -39,6 +36,14 @@ class Colours(NamedTuple):
 
     classes: np.ndarray
     clusters: dict[str, np.ndarray]
+
+
+class Example(NamedTuple):
+    """One image of the gallery: label maps, and eigenfunctions in a second row."""
+
+    title: str
+    maps: list[Picture]
+    eigenfunctions: list[Picture]
 
 
 def make_report(
@@ -50,22 +55,31 @@ def make_report(
         index, labels, segments, results_folder: paths of what the stages before wrote.
         out: folder of the page and its pictures to write.
     """
-    folder = results_folder
+    folder, split = Path(results_folder), params.data.eval
     truth = read_labels(labels)[1]
-    mapping = results.read_mapping(Path(folder) / "mapping.json")
-    rows = [row for row in read_index(index) if row.split == params.data.eval]
-    with Segments(segments) as store:
-        check_mapping(mapping, store)
-        colours = choose_colours(mapping, store.clusters)
+    mapping = store.read_mapping(folder / "mapping.json")
+    rows = [row for row in read_index(index) if row.split == split]
+    with Segments(segments) as maps:
+        check_mapping(mapping, maps)
+        colours = choose_colours(mapping, maps.clusters)
         gallery = [
-            example(number, row, truth.get(row.id), store, colours)
+            example(number, row, truth.get(row.id), maps, colours)
             for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
         ]
-    page = compose(params, Path(folder), mapping, colours, gallery, {})
-    report.write_report(out, page)
-    print_scores(page.metrics, params.data.train, params.data.eval)
-    if page.origins:
-        click.echo(verdict(page.metrics))
+    metrics = store.read_metrics(folder / "metrics.json")
+    charts = class_charts(store.read_counts(folder / "counts.json")[1], mapping, split)
+    curves = curve_charts(store.read_curve(folder / "curve.csv"))
+    pictures = [*charts, *curves]
+    pictures += [picture for one in gallery for picture in (*one.maps, *one.eigenfunctions)]
+    shown = {
+        **run_facts(params),
+        **score_table(metrics, params.data.train, split),
+        **legend_and_notes(mapping, colours, split),
+    }
+    write_page(out, "report.html", pictures, gallery=gallery, charts=charts, curves=curves, **shown)
+    print_scores(metrics, params.data.train, split)
+    if shown["origins"]:
+        click.echo(verdict(metrics))
     click.echo(f"Report: {Path(out) / 'index.html'}")
 
 
@@ -75,21 +89,21 @@ def spaced(rows: Sequence[ImageRow], n: int) -> list[ImageRow]:
     return [rows[place] for place in places]
 
 
-def check_mapping(mapping: results.ClassMapping, store: Segments) -> None:
+def check_mapping(mapping: store.ClassMapping, maps: Segments) -> None:
     """Make sure that the results are of these label maps.
 
     Raises:
         InputError: they were made with another head.
     """
-    if mapping.head != store.manifest["head"]:
+    if mapping.head != maps.manifest["head"]:
         raise InputError(
-            f"the results must be of the head whose label maps {store.path} holds "
-            f"({store.manifest['head']}), found those of {mapping.head}: run `eigenseg eval` (or "
+            f"the results must be of the head whose label maps {maps.path} holds "
+            f"({maps.manifest['head']}), found those of {mapping.head}: run `eigenseg eval` (or "
             "`dvc repro eval`) again."
         )
 
 
-def choose_colours(mapping: results.ClassMapping, clusters: dict[str, int]) -> Colours:
+def choose_colours(mapping: store.ClassMapping, clusters: dict[str, int]) -> Colours:
     """Clusters get the colours of their classes or, without labels, each its own."""
     classes = class_colours(len(mapping.classes))
     if mapping.fitted_on is None:
@@ -98,75 +112,82 @@ def choose_colours(mapping: results.ClassMapping, clusters: dict[str, int]) -> C
 
 
 def example(
-    number: int, row: ImageRow, label: LabelRow | None, store: Segments, colours: Colours
-) -> report.Example:
+    number: int, row: ImageRow, label: LabelRow | None, maps: Segments, colours: Colours
+) -> Example:
     """The pictures of one image: photo, ground truth, each predictor, the first eigenfunctions."""
     photo = read_image(row.path)
     height = max(1, round(WIDTH * row.height / row.width))
 
-    def picture(name: str, caption: str, pixels: np.ndarray, smooth: bool) -> report.Picture:
-        png = report.encode(pixels, WIDTH, height, smooth)
-        return report.Picture(f"gallery_{number:02d}_{name}", caption, png)
+    def picture(name: str, caption: str, pixels: np.ndarray, smooth: bool) -> Picture:
+        png = encode(pixels, WIDTH, height, smooth)
+        return Picture(f"gallery_{number:02d}_{name}", caption, png)
 
-    maps = [picture("image", "image", photo, True)]
+    pictures = [picture("image", "image", photo, True)]
     if label is not None:
         truth = colour(read_label(label.path, label.sha256), colours.classes)
-        maps.append(picture("truth", "ground truth", blend(photo, truth, OPACITY), True))
+        pictures.append(picture("truth", "ground truth", blend(photo, truth, OPACITY), True))
     for name, shades in colours.clusters.items():
-        clusters = colour(store.read(name, row.id), shades)
-        maps.append(picture(name, name, blend(photo, clusters, OPACITY), True))
+        clusters = colour(maps.read(name, row.id), shades)
+        pictures.append(picture(name, name, blend(photo, clusters, OPACITY), True))
     functions = [
         picture(f"psi_{i}", f"eigenfunction {i + 1}", eigenfunction_image(values), False)
-        for i, values in enumerate(store.eigenfunctions(row.id))
+        for i, values in enumerate(maps.eigenfunctions(row.id))
     ]
-    return report.Example(row.stem, maps, functions)
+    return Example(row.stem, pictures, functions)
 
 
-def compose(
-    params: Params,
-    folder: Path,
-    mapping: results.ClassMapping,
-    colours: Colours,
-    gallery: list[report.Example],
-    axes: dict,
-) -> report.Page:
-    """Put the page together from the results folder and the drawn gallery."""
-    metrics = results.read_metrics(folder / "metrics.json")
-    counts = results.read_counts(folder / "counts.json")[1]
-    train, evaluated = params.data.train, params.data.eval
+def run_facts(params: Params) -> dict[str, Any]:
+    """Title and facts of the page."""
+    facts = {
+        "evaluated split": params.data.eval,
+        "training split": params.data.train,
+        "backbone": params.vit.model,
+        "seed": params.seed,
+    }
+    return {"title": f"eigenseg: {params.dataset}", "facts": facts}
+
+
+def score_table(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> dict[str, Any]:
+    """What the table of scores shows: the best of each matching and kind of mapping is marked."""
+    held = origins(metrics, train, evaluated)
+    matchings = [
+        key for key, value in next(iter(metrics.values())).items() if isinstance(value, Mapping)
+    ]
+    best = {
+        (matching, origin): {
+            score: max(entry[matching][origin][score] for entry in metrics.values())
+            for score in ("miou", "accuracy")
+        }
+        for matching in matchings
+        for origin in held
+    }
+    notes = score_notes(metrics, train, evaluated)
+    return {
+        "metrics": metrics,
+        "matchings": matchings,
+        "origins": held,
+        "best": best,
+        "score_notes": notes,
+    }
+
+
+def legend_and_notes(
+    mapping: store.ClassMapping, colours: Colours, evaluated: str
+) -> dict[str, Any]:
+    """Names and colours of the classes, and how to read gallery and charts."""
     source = f"fitted on the labels of {mapping.fitted_on}"
     if mapping.fitted_on == evaluated:
         source += ", which are also the ones scored: an oracle"
-    labelled = mapping.fitted_on is not None
-    legend = [
-        *zip(mapping.classes, colours.classes, strict=False),
-        ("no class", colours.classes[-1]),
-    ]
-    return report.Page(
-        title=f"eigenseg: {params.dataset}",
-        facts={
-            "evaluated split": evaluated,
-            "training split": train,
-            "backbone": params.vit.model,
-            "seed": params.seed,
-        },
-        metrics=metrics,
-        origins=origins(metrics, train, evaluated),
-        score_notes=score_notes(metrics, train, evaluated),
-        charts=class_charts(counts, mapping, evaluated),
-        chart_note=f"Clusters take classes by {MATCHING}, {source}.",
-        curves=curve_charts(results.read_curve(folder / "curve.csv")),
-        ablations=axes,
-        ablation_charts=[],
-        ablation_note=ABLATION_NOTE,
-        legend=legend if labelled else [],
-        gallery_note=(
-            f"Each cluster has the colour of its class ({MATCHING}, {source})."
-            if labelled
-            else "Each cluster has its own colour, the same in every image of one predictor."
-        ),
-        gallery=gallery,
-    )
+    chart_note = f"Clusters take classes by {MATCHING}, {source}."
+    if mapping.fitted_on is None:
+        note = "Each cluster has its own colour, the same in every image of one predictor."
+        return {"legend": [], "gallery_note": note, "chart_note": chart_note}
+    names = [*mapping.classes, "no class"]
+    return {
+        "legend": list(zip(names, colours.classes.tolist(), strict=True)),
+        "gallery_note": f"Each cluster has the colour of its class ({MATCHING}, {source}).",
+        "chart_note": chart_note,
+    }
 
 
 def origins(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> dict[str, str]:
@@ -205,8 +226,8 @@ def score_notes(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) 
 
 
 def class_charts(
-    counts: results.Counts, mapping: results.ClassMapping, evaluated: str
-) -> list[report.Picture]:
+    counts: store.Counts, mapping: store.ClassMapping, evaluated: str
+) -> list[Picture]:
     """IoU of each class, and every predictor's confusion matrix, on the evaluated split."""
     merged = {
         name: confusion(splits[evaluated], mapping.clusters[name][MATCHING])
@@ -216,21 +237,21 @@ def class_charts(
     if not merged:
         return []
     ious = {name: scores(matrix).iou for name, matrix in merged.items()}
-    bars = report.iou_chart(ious, mapping.classes)
-    return [report.Picture("per_class_iou", "IoU by class", bars)] + [
-        report.Picture(
+    bars = iou_chart(ious, mapping.classes)
+    return [Picture("per_class_iou", "IoU by class", bars)] + [
+        Picture(
             f"confusion_{name}",
             f"{name}: each true class's pixels by predicted class, %",
-            report.confusion_chart(matrix, mapping.classes),
+            confusion_chart(matrix, mapping.classes),
         )
         for name, matrix in merged.items()
     ]
 
 
-def curve_charts(curve: dict[str, np.ndarray]) -> list[report.Picture]:
+def curve_charts(curve: dict[str, np.ndarray]) -> list[Picture]:
     """One picture per column of the training curve."""
     return [
-        report.Picture(f"curve_{name}", name, report.curve_chart(curve["step"], values))
+        Picture(f"curve_{name}", name, curve_chart(curve["step"], values))
         for name, values in curve.items()
         if name != "step"
     ]
@@ -242,15 +263,21 @@ def curve_charts(curve: dict[str, np.ndarray]) -> list[report.Picture]:
 @click.option("--labels", default="data/labels.csv", help="Index of labels.")
 @click.option("--segments", default="data/segments.h5", help="Label maps.")
 @click.option("--results", default="results", help="Folder of the results.")
+@click.option("--sweep", help="CSV of `dvc exp show --csv`: draw its experiments and nothing else.")
 @click.option("--out", default="results/report", help="Folder to write.")
-def main(params: str, index: str, labels: str, segments: str, results: str, out: str) -> None:
+def main(
+    params: str, index: str, labels: str, segments: str, results: str, sweep: str | None, out: str
+) -> None:
     """Draw the metrics, curves and gallery as one HTML page.
 
     Reads the results of eval, the training curve, and of the gallery's images the photos, label
-    maps, eigenfunctions and labels. Writes index.html, which needs no network, and every picture
-    as PNG to results/report/. Prints the scores and where the page is.
+    maps, eigenfunctions and labels (data/ and results/). Writes index.html, which needs no network,
+    and every picture as PNG to results/report/. Prints the scores and where the page is.
     """
-    make_report(load(params), index, labels, segments, results, out)
+    if sweep:
+        draw_sweep(sweep, out)
+    else:
+        make_report(load(params), index, labels, segments, results, out)
 
 
 if __name__ == "__main__":

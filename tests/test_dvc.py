@@ -55,7 +55,7 @@ def test_repro_then_an_experiment_that_reuses_the_features(clone: Path, weights:
     project.set("datasets.tiny.root", "data/photos")
     run(clone, "git", "add", "-A")
     run(clone, "git", "commit", "-qm", "start")
-    assert "ablations" not in run(clone, "dvc", "repro")
+    run(clone, "dvc", "repro")
     assert not list((clone / "data/.work").iterdir())
     before = json.loads((clone / "results/metrics.json").read_text())
     assert (clone / "results/report/index.html").is_file()
@@ -73,19 +73,47 @@ def test_repro_then_an_experiment_that_reuses_the_features(clone: Path, weights:
     run(clone, "dvc", "metrics", "diff", "--json")
     plots = run(clone, "dvc", "plots", "diff", "--json", "HEAD")
     assert "curve.csv" in plots
-    check_ablations(clone)
+    check_status(clone)
 
 
-def check_ablations(clone: Path) -> None:
-    """They run when they are asked for, and again only after a change."""
-    file = clone / "ablations/dvc.yaml"
-    tree = yaml.safe_load(file.read_text())
-    tree["stages"]["cell"]["matrix"] = {"setting": ["graph.alpha=0.3"], "seed": [3]}
-    file.write_text(yaml.safe_dump(tree, sort_keys=False))
-    text = run(clone, "dvc", "repro", "ablations/dvc.yaml")
-    assert "Stage 'eval' didn't change, skipping" in text and "Running stage 'report'" not in text
-    assert (clone / "results/ablations/graph.alpha=0.3-3.json").is_file()
-    assert "Ablations" in (clone / "results/report-ablations/index.html").read_text()
-    assert "Running stage 'ablations" not in run(clone, "dvc", "repro", "ablations/dvc.yaml")
-    assert "ablations" not in run(clone, "dvc", "repro")
-    assert "ablations" not in run(clone, "dvc", "dag", "dvc.yaml")
+def check_status(clone: Path) -> None:
+    """What a run does not use makes nothing run again: other entries, another device, caches."""
+    run(clone, "git", "checkout", "-q", "params.yaml")
+    run(clone, "dvc", "checkout")
+    quiet = run(clone, "dvc", "status", "extract", "context", "graph")
+    assert "changed" not in quiet
+    path = clone / "params.yaml"
+    tree = yaml.safe_load(path.read_text())
+    tree["backbones"]["another"] = {**tree["backbones"]["tiny"], "model": "vit_tiny_patch16_224"}
+    tree["datasets"]["another"] = {"root": "elsewhere", "train": "all", "eval": "all"}
+    tree["compute"]["device"] = "cpu"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    (clone / "pipeline/features/__pycache__").mkdir(exist_ok=True)
+    (clone / "pipeline/features/__pycache__/other.pyc").write_bytes(b"bytecode")
+    assert "changed" not in run(clone, "dvc", "status", "extract", "context", "graph")
+    tree["backbones"]["tiny"]["context"] = {"last": 1.0}
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    told = run(clone, "dvc", "status", "extract", "context")
+    assert "backbones.tiny.context" in told and "extract:" not in told
+    (clone / "pipeline/features/whitening.py").write_text("# changed\n")
+    assert "extract:" in run(clone, "dvc", "status", "extract")
+
+
+def test_a_queue_sweeps_over_data_outside_the_repository(
+    clone: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC runs queued experiments in a copy of the project, in which ignored files are missing."""
+    make_dataset(tmp_path / "elsewhere" / "photos", {"train": 4, "val": 2})
+    monkeypatch.setenv("EIGENSEG_DATA", str(tmp_path / "elsewhere"))
+    project = Project(clone, weights)
+    project.set("datasets.tiny.root", "$EIGENSEG_DATA/photos")
+    run(clone, "git", "add", "-A")
+    run(clone, "git", "commit", "-qm", "start")
+    run(clone, "dvc", "exp", "run", "--queue", "-S", "graph.alpha=0.0,0.3", "-S", "seed=0,1")
+    run(clone, "dvc", "exp", "run", "--run-all")
+    table = run(clone, "dvc", "exp", "show", "--csv")
+    (clone / "results/sweep.csv").write_text(table)
+    told = run(clone, sys.executable, "-m", "stages.report", "--sweep", "results/sweep.csv")
+    assert "graph.alpha: 2 values, 4 experiments" in told
+    page = (clone / "results/report/index.html").read_text()
+    assert "graph.alpha" in page and (clone / "results/report/sweep_graph.alpha.png").is_file()

@@ -17,6 +17,7 @@ from cache.index import read_index
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
 from cache.store import parts
 from pipeline.evaluation import MATCHINGS
+from stages import report
 from stages.colours import NEUTRAL, blend, class_colours, colour, eigenfunction_image, palette
 from stages.drawing import encode
 from stages.report import verdict
@@ -35,8 +36,9 @@ def clusters_of(label: np.ndarray, predictor: str, number: int) -> np.ndarray:
 
 
 @pytest.fixture
-def scored(project: Project) -> Project:
+def scored(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project as the segment stage leaves it, with made-up label maps."""
+    monkeypatch.setattr(report, "IMAGES", 2)
     project.ok("prepare")
     write_made_up(project)
     return project

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,22 @@ def publish(work: str | Path, out: str | Path) -> None:
     if out.is_dir():
         shutil.rmtree(out)
     os.replace(work, out)
+
+
+def replace_folder(out: str | Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files by way of a temporary one: it appears complete, in place of a former.
+
+    Args:
+        files: content by name.
+    """
+    out = Path(out)
+    work = out.with_name(f".{out.name}.partial")
+    if work.exists():
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    for name, content in files.items():
+        (work / name).write_bytes(content)
+    publish(work, out)
 
 
 def size(path: str | Path) -> int:

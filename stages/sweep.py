@@ -1,0 +1,137 @@
+"""A sweep: the experiments that `dvc exp show --csv` lists, drawn against what they varied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from cache.segments import PREDICTORS
+from cache.store.errors import InputError
+from stages.drawing import Picture, sweep_chart
+from stages.pages import write_page
+from stages.params import is_parameter
+
+MATCHINGS = ("majority_iou", "hungarian")
+EXPERIMENTS = ("branch_base", "branch_commit")  # rows of finished experiments, in DVC's words
+SEED = "seed"  # repeats an experiment: it is averaged over, unless nothing else was varied
+NOTES = (
+    "Experiments of `dvc exp show --csv`. Charts: mIoU (majority_iou, oracle), a dot for each "
+    "experiment, lines through the means.",
+    "Table: mIoU with oracle mappings, the mean over all experiments with that value and, in "
+    "brackets, greatest - least. Where several parameters vary, that is over the others too.",
+)
+
+
+class Point(NamedTuple):
+    """One value of a parameter: mIoU of its experiments, by matching and predictor."""
+
+    value: str
+    count: int
+    miou: dict[str, dict[str, list[float]]]
+
+
+def draw_sweep(path: str, out: str) -> None:
+    """Draw the experiments of a CSV as one HTML page.
+
+    Args:
+        path: what `dvc exp show --csv` printed.
+        out: folder of the page and its pictures to write.
+
+    Raises:
+        InputError: the file is missing, has no finished experiment, or nothing varies in it.
+    """
+    rows = read_experiments(path)
+    sweeps = {key: points(rows, key) for key in varied(rows, path)}
+    charts = [
+        Picture(f"sweep_{key}", key, sweep_chart([p.value for p in line], by_predictor(line)))
+        for key, line in sweeps.items()
+    ]
+    shown = {"facts": {"experiments": len(rows)}, "notes": NOTES, "predictors": PREDICTORS}
+    write_page(
+        out, "sweep.html", charts, title="eigenseg: a sweep", charts=charts, sweeps=sweeps,
+        matchings=MATCHINGS, **shown,
+    )  # fmt: skip
+    for key, line in sweeps.items():
+        click.echo(f"{key}: {len(line)} values, {sum(point.count for point in line)} experiments")
+    click.echo(f"Report: {Path(out) / 'index.html'}")
+
+
+def read_experiments(path: str) -> list[dict[str, str]]:
+    """The finished experiments, one row each: the workspace and commits are not among them.
+
+    Raises:
+        InputError: the file is missing, or no experiment has scores.
+    """
+    way_out = "run `dvc queue start`, wait for it, then `dvc exp show --csv` again."
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}): {way_out}") from error
+    scored = [
+        row
+        for row in rows
+        if row.get("typ") in EXPERIMENTS
+        and all(row.get(score(p, MATCHINGS[0])) for p in PREDICTORS)
+    ]
+    if not scored:
+        raise InputError(
+            f"{path} must hold finished experiments with the scores of metrics.json, found none "
+            f"among {len(rows)} rows: {way_out}"
+        )
+    return scored
+
+
+def score(predictor: str, matching: str) -> str:
+    """The column of a predictor's mIoU with an oracle mapping."""
+    return f"{predictor}.{matching}.oracle.miou"
+
+
+def varied(rows: Sequence[dict[str, str]], path: str) -> list[str]:
+    """The parameters that take more than one value, the seed only where no other does.
+
+    Raises:
+        InputError: none does.
+    """
+    keys = [key for key in rows[0] if is_parameter(key) and len({row[key] for row in rows}) > 1]
+    if not keys:
+        raise InputError(
+            f"{path} must hold experiments that differ in a parameter, found {len(rows)} alike: "
+            "queue some with `dvc exp run --queue -S 'graph.alpha=0.0,0.3'`."
+        )
+    return [key for key in keys if key != SEED] or keys
+
+
+def points(rows: Sequence[dict[str, str]], key: str) -> list[Point]:
+    """One point for each value of a parameter, numbers in ascending order, texts after them."""
+    values: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        values.setdefault(row[key], []).append(row)
+    return [
+        Point(value or "null", len(values[value]), mious(values[value]))
+        for value in sorted(values, key=rank)
+    ]
+
+
+def mious(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, list[float]]]:
+    """mIoU of every experiment, by matching and predictor."""
+    return {
+        matching: {name: [float(row[score(name, matching)]) for row in rows] for name in PREDICTORS}
+        for matching in MATCHINGS
+    }
+
+
+def rank(value: str) -> tuple[bool, float, str]:
+    """Where a value stands among others."""
+    try:
+        return False, float(value), value
+    except ValueError:
+        return True, 0.0, value
+
+
+def by_predictor(line: Sequence[Point]) -> dict[str, list[list[float]]]:
+    """What the chart of a parameter shows: for each value the mIoU of every experiment."""
+    return {name: [point.miou[MATCHINGS[0]][name] for point in line] for name in PREDICTORS}

@@ -34,7 +34,7 @@ def write_index(
         blocks: first id and rows, float32 ``(n, c)``, of consecutive rows.
     """
     pieces: list[str] = []
-    index = faiss.clone_index(empty)
+    index: Any = faiss.clone_index(empty)
     for first, rows in blocks:
         index.add_with_ids(rows, np.arange(first, first + len(rows)))
         if index.ntotal * index.code_size > in_memory:
@@ -77,4 +77,5 @@ def open_index(folder: str | Path) -> faiss.IndexIVF:
     """The index, its lists mapped into memory."""
     on_disk = (Path(folder) / NAMES[1]).exists()  # merged lists are mapped in any case
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR if on_disk else faiss.IO_FLAG_MMAP
-    return faiss.read_index(str(Path(folder) / NAMES[0]), flags | faiss.IO_FLAG_READ_ONLY)
+    index: Any = faiss.read_index(str(Path(folder) / NAMES[0]), flags | faiss.IO_FLAG_READ_ONLY)
+    return index

@@ -86,7 +86,7 @@ def maps_of(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
         row = cache.tiles[tiles[0]]
         scores = score_maps(
             predictors,
-            [window_of(cache, tile, inputs, device) for tile in tiles],
+            [window_of(cache, tile, inputs, device) for tile in tiles.tolist()],
             int(row["resized_h"]) // patch,
             int(row["resized_w"]) // patch,
             temperature=job.temperature,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import click
 
+from cache.results import read_rows
 from cache.segments import PREDICTORS
 from cache.store.errors import InputError
 from stages.drawing import Picture, sweep_chart
@@ -29,7 +30,7 @@ class Point(NamedTuple):
     """One value of a parameter: mIoU of its experiments, by matching and predictor."""
 
     value: str
-    count: int
+    experiments: int
     miou: dict[str, dict[str, list[float]]]
 
 
@@ -55,7 +56,9 @@ def draw_sweep(path: str, out: str) -> None:
         matchings=MATCHINGS, **shown,
     )  # fmt: skip
     for key, line in sweeps.items():
-        click.echo(f"{key}: {len(line)} values, {sum(point.count for point in line)} experiments")
+        click.echo(
+            f"{key}: {len(line)} values, {sum(point.experiments for point in line)} experiments"
+        )
     click.echo(f"Report: {Path(out) / 'index.html'}")
 
 
@@ -66,17 +69,10 @@ def read_experiments(path: str) -> list[dict[str, str]]:
         InputError: the file is missing, or no experiment has scores.
     """
     way_out = "run `dvc queue start`, wait for it, then `dvc exp show --csv` again."
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({error}): {way_out}") from error
-    scored = [
-        row
-        for row in rows
-        if row.get("typ") in EXPERIMENTS
-        and all(row.get(score(p, MATCHINGS[0])) for p in PREDICTORS)
-    ]
+    rows = read_rows(path, way_out)
+    experiments = [row for row in rows if row.get("typ") in EXPERIMENTS]
+    columns = [score(name, matching) for name in PREDICTORS for matching in MATCHINGS]
+    scored = [row for row in experiments if all(row.get(column) for column in columns)]
     if not scored:
         raise InputError(
             f"{path} must hold finished experiments with the scores of metrics.json, found none "

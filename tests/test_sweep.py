@@ -64,7 +64,7 @@ def test_points_are_in_order_with_all_their_experiments(tmp_path: Path) -> None:
     rows = read_experiments(write(tmp_path / "sweep.csv", [*ROWS, text, more]))
     line = points(rows, "graph.alpha")
     assert [point.value for point in line] == ["0.0", "0.3", "null", "auto"]
-    assert [point.count for point in line] == [2, 2, 1, 1]
+    assert [point.experiments for point in line] == [2, 2, 1, 1]
     assert line[1].miou["majority_iou"]["kmeans"] == [38.0, 42.0]
     assert line[0].miou["hungarian"]["ours"] == [19.0, 18.0]
 

@@ -7,6 +7,8 @@ measured on queries whose neighbours were searched exactly.
 
 from __future__ import annotations
 
+from typing import Any
+
 import faiss
 import numpy as np
 
@@ -31,7 +33,8 @@ def empty_index(sample: np.ndarray, cells: int, seed: int) -> faiss.IndexIVF:
         cells: number of cells.
         seed: of the first centres.
     """
-    index = faiss.index_factory(sample.shape[1], f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    channels, metric = sample.shape[1], faiss.METRIC_INNER_PRODUCT
+    index: Any = faiss.index_factory(channels, f"IVF{cells},SQfp16", metric)
     index.cp.niter, index.cp.seed = ITERATIONS, seed
     index.cp.min_points_per_centroid = 1  # few points are the caller's choice, not a warning
     index.train(sample)
@@ -113,7 +116,7 @@ def search(
     for first, stop in np.unique(own, axis=0).tolist():
         rows = np.flatnonzero(own[:, 0] == first)
         others = faiss.IDSelectorNot(faiss.IDSelectorRange(first, stop))
-        options = faiss.SearchParametersIVF(nprobe=probes, sel=others)
+        options = faiss.SearchParametersIVF(nprobe=probes, sel=others)  # type: ignore[call-arg]
         cosines[rows], ids[rows] = index.search(queries[rows], k, params=options)
     return ids, cosines
 
@@ -127,7 +130,7 @@ def _search_more(
             f"a GPU searches at most {GPU_MAX_K} neighbours at once, found {more} ({k} and the "
             "patches of an image)"
         )
-    options = faiss.SearchParametersIVF(nprobe=probes)
+    options = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
     cosines, ids = index.search(queries, more, params=options)
     dropped = (ids >= own[:, :1]) & (ids < own[:, 1:])
     kept = np.argsort(dropped, axis=1, kind="stable")[:, :k]

@@ -19,21 +19,27 @@ from pathlib import Path
 import click
 
 import stages
-from bench.drawn import REPOSITORY, change_params, make_project
+from bench.project import REPOSITORY, change_params, make_project
 from bench.timing import Timing, machine, ratios, show, side_by_side
 from cache.store.artefact import file_hash
+from stages import extract
 
-OUTPUTS = {"extract": "features.zarr", "graph": "graph.h5", "segment": "segments.h5"}
+SHARD_PATCHES = 4800
+OUTPUTS = {
+    "extract": "features.zarr",
+    "context": "context.zarr",
+    "graph": "graph.h5",
+    "segment": "segments.h5",
+}
 MARKERS = {
     "extract": "features.zarr-*/done/*.json",
+    "context": "context.zarr-*/done/*.json",
     "graph": "graph.h5-*/part-*.h5",
     "segment": "segments.h5-*/part-*.h5",
 }
 ONE, TWO, LOST = "tcp, 1 worker", "tcp, 2 workers", "tcp, 2 workers, 1 killed"
 # Jobs enough that two workers share them evenly.
 SETTINGS = (
-    "extract.shard_tokens=4800",
-    "extract.max_patches=4800",
     "graph.group_images=4",
     "graph.rounds=1",
     "train.epochs=1",
@@ -50,7 +56,7 @@ SETTINGS = (
 def main(
     images: int, height: int, width: int, repeats: int, threads: int, settings: tuple[str, ...]
 ) -> None:
-    """Run extract, graph and segment in this process, by one worker, by two, and with one killed.
+    """Run the stages that have jobs in this process, by one worker, by two, and with one killed.
 
     A real scheduler and real workers on loopback, one job each at a time; they are warm when the
     clock starts. Photos are drawn, a third as many in the validation split. SETTINGS hold too.
@@ -59,21 +65,22 @@ def main(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         project, elsewhere = folder / "project", folder / "elsewhere"
         elsewhere.mkdir()
-        chosen = (*SETTINGS, f"compute.threads={threads}", *settings)
-        make_project(project, images, -(-images // 3), height, width, chosen)
+        settings = (*SETTINGS, f"compute.threads={threads}", *settings)
+        make_project(project, images, -(-images // 3), height, width, settings)
         stack.enter_context(chdir(project))
         addresses = {"sync": "sync"}
         for name, count in ((ONE, 1), (TWO, 2)):
             addresses[name] = stack.enter_context(cluster(elsewhere, count))
         rows = []
+        extract.SHARD_PATCHES = SHARD_PATCHES
         run_stage("prepare")
-        for stage in ("extract", "graph", "train", "segment"):
+        for stage in ("extract", "context", "graph", "train", "segment"):
             click.echo(stage, err=True)
             if stage == "train":
                 run_stage(stage)
             else:
                 rows += _measure(stage, addresses, repeats, elsewhere)
-    facts = {"images": images, "size": f"{width}x{height}", "settings": list(chosen)}
+    facts = {"images": images, "size": f"{width}x{height}", "settings": list(settings)}
     show("cluster", {**facts, "repeats": repeats, **machine()}, rows)
 
 

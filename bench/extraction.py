@@ -12,14 +12,15 @@ import click
 import numpy as np
 import torch
 
-from bench.drawn import make_project, random_backbone
+from bench.project import make_project, random_backbone
 from bench.timing import Timing, machine, ratios, show, side_by_side
 from cache import features
 from cache.images import check_images
 from cache.index import ImageRow, write_index
 from pipeline.device import choose_device
 from pipeline.features.vit import Backbone, tokens
-from stages import extract, params
+from stages import extract
+from stages.params import load
 
 
 class Run(NamedTuple):
@@ -39,7 +40,6 @@ class Run(NamedTuple):
 @click.option("--count", default=48, show_default=True, help="Photos to draw.")
 @click.option("--short-side", default=364, show_default=True, help="px.")
 @click.option("--batch", default=8, show_default=True, help="Tiles in a forward pass.")
-@click.option("--shard-tokens", default=32768, show_default=True, help="Slots in a shard.")
 @click.option("--dtype", default="float16", type=click.Choice(("float16", "int8")))
 @click.option("--precision", default="auto", type=click.Choice(("auto", "float32", "bfloat16")))
 @click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")))
@@ -55,10 +55,8 @@ def main(
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        weights = weights or str(random_backbone(root, model))
         settings = [
-            f"backbones.random={{model: {model}, weights: {weights}}}",
-            "backbone=random",
+            *random_backbone(root, model, weights),
             f"compute.device={device}",
             *(f"extract.{key}={value}" for key, value in choices.items()),
         ]
@@ -68,7 +66,7 @@ def main(
         seconds = side_by_side(_cases(run), repeats)
         photos = sum(len(batch.tiles) for batch in run.batches)
         table = [
-            _row(name, found, seconds["bare forward"], photos) for name, found in seconds.items()
+            _row(name, taken, seconds["bare forward"], photos) for name, taken in seconds.items()
         ]
         facts = {"model": model, "tiles": photos, "bfloat16": run.job.levels.bfloat16, **choices}
         show("extraction", {**machine(choose_device(device)), **facts}, table)
@@ -78,11 +76,10 @@ def _prepare(root: Path, rows: list[ImageRow]) -> Run:
     """Write the index, load the model, create the cache."""
     index = str(root / "index.csv")
     write_index(index, rows)
-    chosen = params.load(root / "params.yaml")
-    entry = chosen.backbones[chosen.backbone]
-    backbone = extract.open_backbone(entry.model, entry.weights)
-    manifest = extract.describe(chosen, rows, backbone)
-    job, shards, _ = extract.declare(chosen, manifest, rows, index, root)
+    params = load(root / "params.yaml")
+    backbone = extract.open_backbone(params.vit.model, params.vit.weights)
+    manifest = extract.describe(params, rows, backbone)
+    job, shards, _ = extract.declare(params, manifest, rows, index, root)
     table = features.read_tiles(Path(job.folder))
     return Run(job, shards, backbone, rows, list(extract.plan_batches(table, shards, job)))
 

@@ -1,104 +1,174 @@
-"""All that is to be measured on a GPU, in one command and in less than nine minutes."""
+"""All that is to be measured on a GPU, in one command and in less than ten minutes."""
 
 from __future__ import annotations
 
-import io
-import sys
 import time
 import traceback
-from contextlib import redirect_stdout
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import Any, NamedTuple
 
 import click
+import numpy as np
 import torch
 
-from bench import agreement, extraction, pascal, training
+from bench import extraction, training
+from bench.project import Setting, Size, opened
 from bench.timing import machine, show
 from pipeline.device import choose_device
+from pipeline.features.whitening import unit_rows
+from pipeline.graph.knn import nearest, neighbour_count, recall
+from pipeline.head.training import optimiser, tensor_cores, train_epoch
+from stages.train import build_head, load_batches, schedule_of
 
-COMMANDS: dict[str, click.Command] = {
-    "extraction": extraction.main,
-    "step": training.main,
-    "pascal": pascal.main,
-    "agreement": agreement.main,
-}
-FULL = {
-    "extraction": "--batch 64 --count 512 --short-side 420",
-    "step": "--repeats 10 --steps 200 --batches 8",
-    "pascal": "--seconds 100",
-    "agreement": "--steps 20",
-}
-TINY = {
-    "extraction": "--model test_vit --batch 2 --count 4 --short-side 96 --repeats 1",
-    "step": "--model test_vit --side 96 --images 2 --clusters 4 --repeats 1 --steps 2",
-    "pascal": "--model test_vit --side 96 --images 2 --clusters 4 --batches 2 --steps 3",
-    "agreement": "--model test_vit --side 96 --images 2 --clusters 4 --steps 3",
-}
+HEADS = ("default", "paper")
 
 
-class Tee(io.StringIO):
-    """Text that is kept and shown at the same time."""
+class Plan(NamedTuple):
+    """How large everything is."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.shown = sys.stdout
+    extraction: str  # arguments of bench.extraction and bench.training
+    step: str
+    size: Size
+    steps: int  # of a run of Pascal Context's length, and of the agreement
+    short: int
 
-    def write(self, text: str) -> int:
-        """Keep the text and show it."""
-        self.shown.write(text)
-        self.shown.flush()
-        return super().write(text)
+
+FULL = Plan(
+    "--batch 64 --count 512 --short-side 420",
+    "--repeats 10 --steps 200 --batches 8",
+    Size(batches=32),
+    12_500,
+    20,
+)
+TINY = Plan(
+    "--model test_vit --batch 2 --count 4 --short-side 96 --repeats 1",
+    "--model test_vit --side 96 --images 2 --clusters 4 --repeats 1 --steps 2",
+    Size("test_vit", side=96, images=2, batches=2, clusters=4),
+    5,
+    3,
+)
 
 
 @click.command()
-@click.option("--only", default=",".join(COMMANDS), show_default=True, help="Parts, by commas.")
-@click.option("--steps", type=int, help="Of the run of Pascal Context's size.")
-@click.option("--seconds", type=float, help="After which either of its heads stops.")
 @click.option("--tiny", is_flag=True, help="Everything small, to see whether it runs.")
 @click.option("--device", default="cuda", type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--out", help="File to append the lines of JSON to.")
-def main(
-    only: str, steps: int | None, seconds: float | None, tiny: bool, device: str, out: str | None
-) -> None:
+@click.option("--seconds", default=100.0, show_default=True, help="After which a long run stops.")
+@click.option("--only", default="extraction,step,run,agreement", show_default=True)
+def main(tiny: bool, device: str, seconds: float, only: str) -> None:
     """Measure extraction, the training step, a whole training and the agreement with the CPU.
 
-    Each part is a command of its own (bench.extraction, .training, .pascal, .agreement), called
-    with sizes for one large GPU. A part that fails is told, and the others are done.
+    The images are drawn and the ViT has random weights; cache and graphs are real. A run of 12,500
+    steps that was stopped is extrapolated. A part that fails is told, and the others are done.
     """
     if device == "cuda" and not torch.cuda.is_available():
         click.echo("no GPU: not measured")
         return
-    rows = []
-    for name in only.split(","):
-        arguments = [*(TINY if tiny else FULL)[name].split(), "--device", device]
-        if name == "pascal":
-            arguments += ["--steps", str(steps)] if steps else []
-            arguments += ["--seconds", str(seconds)] if seconds else []
-        rows.append({"part": name, **_measure(COMMANDS[name], arguments, out)})
-    show("gpu", machine(choose_device(device)), rows)
-    if failed := [str(row["part"]) for row in rows if "error" in row]:
+    plan = TINY if tiny else FULL
+    size = plan.size._replace(device=device)
+    parts: dict[str, Callable[[], Any]] = {
+        "extraction": lambda: _command(extraction.main, plan.extraction, device),
+        "step": lambda: _command(training.main, plan.step, device),
+        "run": lambda: long_runs(size, plan.steps, seconds),
+        "agreement": lambda: agreement(size, plan.short),
+    }
+    failed = [name for name in only.split(",") if not _done(parts[name])]
+    if failed:
         raise click.ClickException(f"not measured: {', '.join(failed)}")
 
 
-def _measure(
-    command: click.Command, arguments: list[str], out: str | None
-) -> dict[str, float | str]:
-    """Run one command; what it took. Its lines of JSON go to the file at once."""
+def _command(command: click.Command, arguments: str, device: str) -> None:
+    command.main([*arguments.split(), "--device", device], standalone_mode=False)
+
+
+def _done(part: Callable[[], Any]) -> bool:
     torch.cuda.empty_cache()
+    try:
+        part()
+    except Exception:  # the other parts are still worth their time
+        traceback.print_exc()
+        return False
+    return True
+
+
+def long_runs(size: Size, steps: int, limit: float) -> None:
+    """Train as the stage does, for so many steps, the groups of the cache again and again."""
+    epochs = -(-steps // size.batches)
+    with tensor_cores(), opened(size, HEADS, epochs) as settings:
+        rows = [{"head": name, **long_run(one, steps, limit)} for name, one in settings.items()]
+    show("run", {**machine(choose_device(size.device)), **size._asdict(), "steps": steps}, rows)
+
+
+def long_run(setting: Setting, steps: int, limit: float) -> dict[str, Any]:
+    """Train a fresh head for so many steps or seconds; what it took."""
+    params, device, waited = setting.params, setting.device, [0.0]
+    losses: list[float] = []
     start = time.perf_counter()
-    found: dict[str, float | str] = {}
-    with redirect_stdout(Tee()) as text:
-        try:
-            command.main(arguments, standalone_mode=False)
-        except Exception as error:  # the other parts are still worth their time
-            traceback.print_exc()
-            found["error"] = f"{type(error).__name__}: {error}"
-    found["seconds"] = time.perf_counter() - start
-    if out:
-        lines = [line for line in text.getvalue().splitlines() if line.startswith('{"bench"')]
-        with Path(out).open("a") as file:
-            file.writelines(f"{line}\n" for line in lines)
-    return found
+    with closing(load_batches(params, setting.cache, setting.graphs, 0, device, waited)) as batches:
+        for loss in _losses(setting, islice(batches, steps), device):
+            losses.append(loss)
+            if time.perf_counter() - start > limit:
+                break
+        took = time.perf_counter() - start
+    memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+    return {
+        "steps": len(losses),
+        "seconds": took,
+        "minutes of all steps": took / len(losses) * steps / 60,
+        "waited share": waited[0] / took,
+        "first loss": losses[0],
+        "last loss": losses[-1],
+        "peak GPU GB": memory,
+    }
+
+
+def _losses(setting: Setting, batches: Any, device: torch.device) -> Any:
+    """Loss of every step of a fresh head; the noise is drawn on the CPU, for all devices alike."""
+    params = setting.params
+    head = build_head(params, setting.cache).to(device).train()
+    adam = optimiser(head, params.train.lr)
+    noise = torch.Generator().manual_seed(params.seed)
+    schedule = schedule_of(params, setting.graphs.manifest["groups"])
+    for row in train_epoch(head, adam, batches, schedule, 0, noise):
+        yield row["loss"]
+
+
+def agreement(size: Size, steps: int) -> None:
+    """The same cache on a CPU and on the device: the same neighbours, the same losses."""
+    hardware, cpu = choose_device(size.device), torch.device("cpu")
+    with opened(size, HEADS) as settings:
+        rows: list[dict] = [_neighbours(settings["default"])]
+        for name, setting in settings.items():
+            expected = short_run(setting, cpu, steps)
+            rows.append({"what": f"{name} head, float32", **_compare(expected, short_run(
+                setting, hardware, steps))})  # fmt: skip
+            with tensor_cores():
+                fast = short_run(setting, hardware, steps)
+            rows.append({"what": f"{name} head, TF32", **_compare(expected, fast)})
+    show("agreement", {**machine(hardware), **size._asdict(), "steps": steps}, rows)
+
+
+def short_run(setting: Setting, device: torch.device, steps: int) -> np.ndarray:
+    """Loss of every step of a short training on one batch: float64 ``(steps,)``."""
+    batch = setting.load(0, 0).to(device)
+    return np.array(list(_losses(setting, [batch] * steps, device)))
+
+
+def _neighbours(setting: Setting) -> dict[str, Any]:
+    """Recall of the device's neighbours against the CPU's, over the first group."""
+    tiles, graph = setting.graphs.group(0, 0).tiles, setting.params.graph
+    rows = unit_rows(setting.cache.batch([graph.level], tiles).astype(np.float32))
+    k = neighbour_count(graph.k, len(rows))
+    exact, cosines = nearest(rows, k, gpu=False)
+    device, others = nearest(rows, k, gpu=setting.device.type == "cuda")
+    largest = float(np.abs(cosines - others).max())
+    return {"what": "neighbours", "recall": recall(device, exact), "largest difference": largest}
+
+
+def _compare(expected: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    differences: Sequence[float] = (np.abs(other - expected) / np.abs(expected)).tolist()
+    return {"first step": differences[0], "largest difference": max(differences)}
 
 
 if __name__ == "__main__":

@@ -10,20 +10,17 @@ from pathlib import Path
 
 import click
 
-from bench.drawn import REPOSITORY, make_project
+from bench.project import REPOSITORY, make_project
 from bench.timing import machine, show
 
-STAGES = ("prepare", "extract", "graph", "train", "segment", "eval", "report")
+STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
 BOUND = 1.10  # the largest data set may take this much more than the smallest
 # What does not follow from the number of images, and small enough that the smallest data set
-# already fills it: a shard, a group, the sample of K-means (16 x 100 patches).
+# already fills it: a shard, a group, the sample of K-means (16 x 600 patches).
 SETTINGS = (
     "clusters=16",
-    "kmeans.points_per_centroid=100",
-    "extract.shard_tokens=2048",
-    "extract.max_patches=2048",
+    "extract.short_side=480",
     "train.epochs=1",
-    "report.images=4",
 )
 # A process starts with the peak of the one that starts it: so a small one stands in between.
 MEASURE = """

@@ -1,4 +1,4 @@
-"""A project to measure on: drawn photos, a ViT of random weights, artefacts by the real stages."""
+"""A project to measure on: drawn photos, perhaps a random ViT, made by the real stages."""
 
 from __future__ import annotations
 
@@ -11,16 +11,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
+import timm
 import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
 
-from bench.drawn import change_params, make_project, random_backbone
+from cache.backbone import FOLDER
 from cache.features import Features
 from cache.graphs import Graphs
 from pipeline.device import choose_device
 from pipeline.head.training import Batch
-from stages import extract, graph, params, prepare
-from stages.train import load_batch, with_context
+from stages.context import make_context
+from stages.extract import extract
+from stages.graph import make_graph
+from stages.params import Params, load
+from stages.prepare import prepare
+from stages.train import load_batch
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+CLASSES = 6
 HEADS = {
     "default": (),
     "paper": (
@@ -34,6 +45,71 @@ HEADS = {
     ),
 }
 ENDLESS = 1_000_000  # epochs, more than are measured
+
+
+def make_project(
+    folder: Path, train: int, val: int, height: int, width: int, settings: Sequence[str] = ()
+) -> None:
+    """Draw photos and their labels, and write params.yaml: the shipped one with changes.
+
+    Args:
+        train, val: photos of each split.
+        height, width: of the photos, in pixels.
+        settings: further changes, as `change_params` takes them.
+    """
+    generator = np.random.default_rng(0)
+    photos = folder / "photos"
+    photos.mkdir(parents=True)
+    for split, count in (("train", train), ("val", val)):
+        for number in range(count):
+            _draw(photos, f"{split}/{number:05d}", (height, width), generator)
+    (photos / "classes.txt").write_text("".join(f"class {i}\n" for i in range(CLASSES)))
+    ours = (
+        f"datasets.drawn={{root: {photos}, train: train, eval: {'val' if val else 'train'}}}",
+        "dataset=drawn",
+        f"backbones.demo.model='{FOLDER}{REPOSITORY / 'demo/backbone'}'",
+    )
+    change_params(REPOSITORY / "params.yaml", folder / "params.yaml", (*ours, *settings))
+
+
+def change_params(source: Path, target: Path, settings: Sequence[str]) -> None:
+    """Copy a params.yaml with changes, ``dotted.key=value`` each, as `dvc exp run -S` takes them.
+
+    The values are YAML; target may be the source.
+    """
+    tree = yaml.safe_load(source.read_text())
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        *above, last = key.split(".")
+        node = tree
+        for name in above:
+            node = node[name]
+        node[last] = yaml.safe_load(value)
+    target.write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+def random_backbone(folder: Path, model: str, weights: str | None = None) -> list[str]:
+    """Settings that name a timm ViT, with random weights where none are given."""
+    if weights is None:
+        torch.manual_seed(0)
+        weights = str(folder / "weights.safetensors")
+        created = timm.create_model(model, pretrained=False, num_classes=0)
+        save_file(created.state_dict(), weights)
+    entry = f"{{model: {model}, weights: {weights}, context: {{late: 1.0, last: 0.5}}}}"
+    return [f"backbones.random={entry}", "backbone=random"]
+
+
+def _draw(root: Path, name: str, size: tuple[int, int], generator: np.random.Generator) -> None:
+    """Smooth colours with noise; the label of a pixel is the band of its brightness."""
+    height, width = size
+    coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    noisy = np.asarray(smooth) + generator.normal(0, 8, (height, width, 1))
+    bands = np.asarray(smooth).mean(axis=2).astype(int) * CLASSES // 256
+    for kind, ending, values in (("images", "jpg", noisy), ("labels", "png", bands)):
+        path = root / kind / f"{name}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(path)
 
 
 class Size(NamedTuple):
@@ -75,90 +151,56 @@ def project_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @dataclass(frozen=True)
-class Project:
-    """Paths of what the stages have made, in one folder."""
+class Setting:
+    """A project's cache, opened for training one of `HEADS`."""
 
     folder: Path
-
-    @property
-    def index(self) -> str:
-        """The index of images."""
-        return str(self.folder / "index.csv")
-
-    @property
-    def features(self) -> str:
-        """The feature cache."""
-        return str(self.folder / "features.zarr")
-
-    @property
-    def graph(self) -> str:
-        """The graph file."""
-        return str(self.folder / "graph.h5")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """All that the steps of one head need."""
-
-    project: Project
-    chosen: params.Params
-    features: Features
+    params: Params
+    cache: Features
     graphs: Graphs
     device: torch.device
 
     def load(self, round_: int, group: int) -> Batch:
         """Tokens and kernel of one group, on the CPU."""
-        return load_batch(self.chosen, self.features, self.graphs, round_, group)
+        return load_batch(self.params, self.cache, self.graphs, round_, group)
 
 
 @contextmanager
 def opened(size: Size, heads: Sequence[str], epochs: int = ENDLESS) -> Iterator[dict[str, Setting]]:
     """Make a project in a temporary folder, and open it for training each of these heads."""
-    with tempfile.TemporaryDirectory() as folder:
-        project = make(Path(folder), size)
-        with Graphs(project.graph) as graphs:
-            yield {head: open_setting(project, graphs, head, epochs) for head in heads}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = make(Path(temporary), size)
+        with Graphs(folder / "graph.h5") as graphs:
+            yield {head: open_setting(folder, graphs, head, epochs) for head in heads}
 
 
-def open_setting(project: Project, graphs: Graphs, head: str, epochs: int = ENDLESS) -> Setting:
+def open_setting(folder: Path, graphs: Graphs, head: str, epochs: int = ENDLESS) -> Setting:
     """Open a project's cache for training one of `HEADS`."""
-    changed = project.folder / f"{head}.yaml"
-    settings = (*HEADS[head], f"train.epochs={epochs}")
-    change_params(project.folder / "params.yaml", changed, settings)
-    chosen = params.load(changed)
-    device = choose_device(chosen.compute.device)
-    features = with_context(Features.open(project.features), graphs)
-    return Setting(project, chosen, features, graphs, device)
+    changed = folder / f"{head}.yaml"
+    change_params(folder / "params.yaml", changed, (*HEADS[head], f"train.epochs={epochs}"))
+    params = load(changed)
+    cache = Features.open(folder / "features.zarr").beside(folder / "context.zarr")
+    return Setting(folder, params, cache, graphs, choose_device(params.compute.device))
 
 
-def make(folder: Path, size: Size) -> Project:
-    """Draw photos and weights into an empty folder, then run prepare, extract and graph."""
-    project = Project(folder)
+def make(folder: Path, size: Size) -> Path:
+    """Draw photos and weights into an empty folder, then run prepare to graph."""
     side = size.side * 6 // 5  # of the photos, before resizing
-    make_project(folder, size.images * size.batches, 0, side, side, _settings(folder, size))
-    chosen = ["--params", str(folder / "params.yaml")]
-    index = ["--index", project.index]
-    features = ["--features", project.features]
-    labels = ["--labels", str(folder / "labels.csv")]
-    _run(prepare.main, [*chosen, "--out", project.index, *labels])
-    _run(extract.main, [*chosen, *index, "--out", project.features])
-    _run(graph.main, [*chosen, *features, "--out", project.graph])
-    return project
-
-
-def _settings(folder: Path, size: Size) -> list[str]:
-    weights = random_backbone(folder, size.model)
-    return [
-        f"datasets.drawn={{root: {folder / 'photos'}, train: train, eval: train}}",
-        f"backbones.random={{model: {size.model}, weights: {weights}}}",
-        "backbone=random",
+    settings = [
+        *random_backbone(folder, size.model),
         f"clusters={size.clusters}",
         f"extract.short_side={size.side}",
         f"graph.group_images={size.images}",
         "graph.rounds=1",
         f"compute.device={size.device}",
     ]
-
-
-def _run(stage: click.Command, arguments: list[str]) -> None:
-    stage.main(arguments, standalone_mode=False)
+    make_project(folder, size.images * size.batches, 0, side, side, settings)
+    params = load(folder / "params.yaml")
+    index, features, context, graph = (
+        str(folder / name) for name in ("index.csv", "features.zarr", "context.zarr", "graph.h5")
+    )
+    prepare(params, index, str(folder / "labels.csv"))
+    extract(params, index, features)
+    make_context(params, features, context)
+    make_graph(params, features, context, graph)
+    return folder

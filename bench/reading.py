@@ -102,7 +102,8 @@ def _write_cache(
     for shard in features.declare(store, done, {**channels, "rgb": 3}, dtype, table, *layout[1:]):
         arrays = {name: drawn[shard % DRAWN] for name, drawn in values.items()}
         features.write_shard(store, done, shard, {**arrays, "rgb": colours})
-    manifest = {"levels": {name: name for name in LEVELS}, "channels": channels}
+    names = {name: name for name in LEVELS}
+    manifest = {"levels": names, "channels": channels, "fingerprint": ""}
     features.finish(store, done, layout.shards, manifest)
 
 

@@ -1,4 +1,4 @@
-"""A training step on the cache against a step with the ViT and the graphs in it; and its parts."""
+"""A training step on the cache against a step with the ViT and the graphs in it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.parts import TAU, measure_parts
 from bench.project import Setting, Size, opened, project_options
 from bench.timing import Timing, machine, ratios, show, side_by_side
+from cache import features as store
 from cache.backbone import facts, load_backbone
 from cache.images import read_tile
 from cache.index import read_index
 from cache.store.ahead import ahead
 from pipeline.device import choose_device
-from pipeline.features import context
-from pipeline.features import vit as vit
+from pipeline.features import context, vit
 from pipeline.features.vit import Backbone, block_numbers, downsample
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.head.objective import default_beta
 from pipeline.head.training import Batch, optimiser, tensor_cores, train_step
-from stages.train import READERS, batches, build_head
+from stages.train import READERS, build_head, load_batches
+
+CONTEXT = "context"
+TAU = 0.7
 
 
 @click.command()
@@ -42,78 +44,68 @@ def main(size: Size, heads: list[str], repeats: int, steps: int) -> None:
 
     The online step reads and decodes JPEG images (ahead, as the cached step reads the cache), runs
     the ViT, searches the batch's exact kNN graph, builds the pixel graphs and the kernel, and
-    trains the head. Then the parts of the head's step, against what the arithmetic or the memory
-    alone would take at the rates found in the same run.
+    trains the head.
     """
     about = {**machine(choose_device(size.device)), **size._asdict()}
-    steps_table, parts_table = [], []
+    rows: list[dict[str, Any]] = []
     with tensor_cores(), opened(size, heads) as settings:
         for name, setting in settings.items():
-            steps_table += [{"head": name, **row} for row in _steps(setting, repeats, steps)]
-            parts_table += [{"head": name, **row} for row in _parts(setting, repeats)]
-    show("training", about, steps_table)
-    show("training parts", about, parts_table)
+            rows += [{"head": name, **row} for row in _steps(setting, repeats, steps)]
+    show("training", about, rows)
 
 
 def _steps(setting: Setting, repeats: int, steps: int) -> Iterator[dict[str, Any]]:
     """Seconds of a step, cached and online, of what is in them; and the share of waiting."""
     step = trainer(setting)
     online = Online(setting)
-    loaded = batches(setting.chosen, setting.features, setting.graphs, 0, setting.device)
+    waited = [0.0]
+    where = (setting.params, setting.cache, setting.graphs, 0, setting.device)
+    loaded = load_batches(*where, waited)
     with closing(loaded), closing(online.photos()) as photos:
         pixels = next(photos).to(setting.device)
         levels = online.levels(pixels)
-        batch, _ = next(loaded)
+        batch = next(loaded)
         cases: dict[str, Callable[[], Any]] = {
             "online step": lambda: step(online.batch(next(photos).to(setting.device))),
-            "cached step": lambda: step(next(loaded)[0]),
+            "cached step": lambda: step(next(loaded)),
             "ViT, context": lambda: online.levels(pixels),
             "graphs and kernel": lambda: online.kernel(levels, pixels),
             "head": lambda: step(batch),
             "load from the cache": lambda: setting.load(0, 0),
         }
         seconds = side_by_side(cases, repeats)
-        for name, found in seconds.items():
+        for name, taken in seconds.items():
             yield {
                 "what": name,
-                "seconds": Timing.of(found),
-                "to the cached step": ratios(found, seconds["cached step"]),
+                "seconds": Timing.of(taken),
+                "to the cached step": ratios(taken, seconds["cached step"]),
                 **peak(cases[name], setting.device),
             }
-        share = _waiting(lambda: next(loaded), step, steps)
+        share = _waiting(loaded, waited, step, steps)
     yield {"what": f"waiting for data, share of {steps} cached steps", "share": share}
 
 
 def _waiting(
-    load: Callable[[], tuple[Batch, float]], step: Callable[[Batch], Any], steps: int
+    loaded: Iterator[Batch], waited: list[float], step: Callable[[Batch], Any], steps: int
 ) -> float:
     """Share of the time of cached steps, one after the other, spent waiting for their batches."""
-    step(load()[0])  # what was loaded ahead before the clock starts is no merit
-    start, waited = time.perf_counter(), 0.0
+    step(next(loaded))  # what was loaded ahead before the clock starts is no merit
+    start, before = time.perf_counter(), waited[0]
     for _ in range(steps):
-        batch, seconds = load()
-        step(batch)
-        waited += seconds
-    return waited / (time.perf_counter() - start)
-
-
-def _parts(setting: Setting, repeats: int) -> list[dict[str, Any]]:
-    chosen, device = setting.chosen, setting.device
-    head = build_head(chosen, setting.features).to(device).train()
-    batch = setting.load(0, 0).to(device)
-    return measure_parts(head, batch, scale=chosen.train.scale, repeats=repeats)
+        step(next(loaded))
+    return (waited[0] - before) / (time.perf_counter() - start)
 
 
 def trainer(setting: Setting) -> Callable[[Batch], dict[str, float]]:
     """A function that trains a fresh head by one step."""
-    chosen = setting.chosen
-    head = build_head(chosen, setting.features).to(setting.device).train()
-    adam = optimiser(head, chosen.train.lr)
+    params = setting.params
+    head = build_head(params, setting.cache).to(setting.device).train()
+    adam = optimiser(head, params.train.lr)
     noise = torch.Generator(setting.device).manual_seed(0)
-    beta, scale = default_beta(chosen.clusters), chosen.train.scale
+    beta = default_beta(params.clusters)
 
     def step(batch: Batch) -> dict[str, float]:
-        return train_step(head, adam, batch, tau=TAU, beta=beta, scale=scale, generator=noise)
+        return train_step(head, adam, batch, tau=TAU, beta=beta, generator=noise)
 
     return step
 
@@ -131,22 +123,20 @@ class Online:
     """The way without a cache: every batch from the image files, by the functions of the stages."""
 
     def __init__(self, setting: Setting) -> None:
-        self.chosen, self.device = setting.chosen, setting.device
-        self.manifest = setting.features.manifest
-        self.context = context.Context(**setting.graphs.context())
-        self.around = setting.graphs.manifest["context"]["levels"]
-        rows = read_index(setting.project.index)
-        self.paths = [row.path for row in rows]
-        tile = setting.features.tiles[0]
+        self.params, self.device = setting.params, setting.device
+        self.manifest = setting.cache.manifest
+        self.fit = context.Context(**(store.read_fit(setting.folder / "context.zarr") or {}))
+        self.paths = [row.path for row in read_index(setting.folder / "index.csv")]
+        tile = setting.cache.tiles[0]
         self.height, self.width = int(tile["height"]), int(tile["width"])
-        entry = self.chosen.backbones[self.chosen.backbone]
+        entry = self.params.vit
         model = load_backbone(entry.model, entry.weights).to(self.device)
         self.backbone = Backbone(model, **facts(model))
 
     def photos(self) -> Generator[Tensor, None, None]:
         """Batches of pixels, float32 ``(B, 3, H, W)`` in [0, 1], read and decoded ahead."""
         size = (self.height, self.width)
-        images = self.chosen.graph.group_images
+        images = self.params.graph.group_images
         groups = [self.paths[i : i + images] for i in range(0, len(self.paths), images)]
 
         def read(paths: list[str]) -> Tensor:
@@ -160,26 +150,26 @@ class Online:
     def batch(self, pixels: Tensor) -> Batch:
         """What the cache would hold of these pixels, on their device."""
         levels = self.levels(pixels)
-        tokens = torch.cat([levels[level] for level in self.chosen.head.levels], dim=1)
+        tokens = torch.cat([levels[level] for level in self.params.head.levels], dim=1)
         patches = len(tokens) // len(pixels)
         return Batch(tokens, [patches] * len(pixels), self.kernel(levels, pixels))
 
     def levels(self, pixels: Tensor) -> dict[int | str, Tensor]:
         """Tokens of the levels that a step needs: float32 ``(patches of all images, C)`` each."""
-        blocks = block_numbers(self.chosen.extract.blocks, self.backbone.depth)
+        blocks = block_numbers(self.params.extract.blocks, self.backbone.depth)
         autocast = torch.bfloat16 if self.manifest["bfloat16"] else None
         normed = self.manifest["normed"]
-        found = vit.tokens(self.backbone, pixels, blocks, normed, keys=False, autocast=autocast)
-        levels = {name: found[array] for name, array in self.manifest["levels"].items()}
-        wanted = {*self.chosen.head.levels, self.chosen.graph.level}
-        if context.NAME in wanted:
-            levels[context.NAME] = self._in_context([levels[str(n)] for n in self.around])
+        arrays = vit.tokens(self.backbone, pixels, blocks, normed, keys=False, autocast=autocast)
+        levels = {name: arrays[array] for name, array in self.manifest["levels"].items()}
+        wanted = {*self.params.head.levels, self.params.graph.level}
+        if CONTEXT in wanted:
+            levels[CONTEXT] = self._in_context([levels[str(n)] for n in self.params.vit.context])
         return {level: levels[str(level)].flatten(0, 1) for level in wanted}
 
     def _in_context(self, levels: list[Tensor]) -> Tensor:
         """The level `context` ``(images, patches, C)`` of levels of that shape, as the cache's."""
         images = zip(*(level.cpu().numpy() for level in levels), strict=True)
-        made = [context.apply(self.context, image, *self._grid()) for image in images]
+        made = [context.apply(self.fit, image, *self._grid()) for image in images]
         return torch.from_numpy(np.stack(made)).to(self.device).float()
 
     def _grid(self) -> tuple[int, int]:
@@ -187,7 +177,7 @@ class Online:
 
     def kernel(self, levels: Mapping[int | str, Tensor], pixels: Tensor) -> Tensor:
         """The kernel of the batch (Eq. 2-4), on the pixels' device."""
-        choices = self.chosen.graph
+        choices = self.params.graph
         rows = unit_rows(levels[choices.level].cpu().numpy())
         k = neighbour_count(choices.k, len(rows))
         graph = feature_graph(*nearest(rows, k, gpu=self.device.type == "cuda"))

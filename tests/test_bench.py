@@ -1,149 +1,128 @@
-"""The measuring commands: what they print follows from what they are given."""
+"""The contest and the search: what they print agrees with the stages and with references."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import h5py
+import click
 import numpy as np
 import pytest
-import timm
-import torch
 from click.testing import CliRunner
-from torch.utils.flop_counter import FlopCounterMode
 
-from bench import kmeans, knn, scale, seeds
-from cache.features import Features
-from pipeline.head.head import Head
+from bench import contest, knn, opponents
+from bench.opponents import Spectrum
+from pipeline.features.whitening import unit_rows
 from tests.conftest import Project, tables
 
-
-def metrics(miou: float) -> dict:
-    score = {"miou": miou, "accuracy": miou + 30, "classes_covered": 4}
-    return {"ours": {"k": 6, "clusters_used": 5, "hungarian": {"oracle": score}}}
+MATCHED = ("majority_iou", "hungarian")
 
 
-def test_seeds_are_averaged_with_their_spread(tmp_path: Path) -> None:
-    files = []
-    for number, miou in enumerate((30.0, 32.0, 34.0)):
-        files.append(tmp_path / f"{number}.json")
-        files[-1].write_text(json.dumps(metrics(miou)))
-    result = CliRunner().invoke(seeds.main, [str(path) for path in files])
-    assert result.exit_code == 0, result.output
-    row = "| ours | 6 (5.0) | hungarian | 32.0 (4.0) | 62.0 (4.0) |  |  | 4.0 (0.0) |"
-    assert row in result.output
+def around_axes(each: int, channels: int, axes: int) -> np.ndarray:
+    """Unit rows near so many axes, one after the other: float32 ``(axes * each, channels)``."""
+    rng = np.random.default_rng(5)
+    rows = np.repeat(np.eye(channels)[:axes], each, axis=0)
+    return unit_rows((rows + rng.normal(scale=0.1, size=rows.shape)).astype(np.float32))
 
 
-def test_the_kmeans_sweep_agrees_with_the_stages(project: Project) -> None:
+def test_trained_heads_and_kmeans_score_as_the_stages_say(project: Project) -> None:
+    project.set("kmeans.level", "context")
     project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval")
-    expected = json.loads(Path("results/metrics.json").read_text())["kmeans"]
-    (found,) = tables(kmeans.main, "--clusters", "6", "--seeds", "1")
-    for matching in ("majority_iou", "hungarian"):
-        scores = expected[matching]["oracle"]
-        assert abs(found[matching][0][0] - scores["miou"]) < 1e-9
-        assert abs(found[matching][0][1] - scores["accuracy"]) < 1e-9
+    asked = ["--head", "data/head", "kmeans:context", "--clusters", "6", "--seeds", "1"]
+    (table,) = tables(contest.main, *asked)
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    for predictor, entry in metrics.items():
+        for matching in MATCHED:
+            oracle = entry[matching]["oracle"]
+            expected = pytest.approx([oracle["miou"], oracle["accuracy"]])
+            assert table["rows"][predictor][0][matching] == expected
+    assert table["rows"]["kmeans:context"] == table["rows"]["kmeans"]
 
 
-def on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    def checked(*arguments: Any, **options: Any) -> Any:
-        assert options["gpu"] is False
-        return function(*arguments, **options)
-
-    return checked
-
-
-def test_the_searches_are_compared_with_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.cells.EXACT_ROWS", 1000)
-    for name in ("coarse_centres", "search_cells", "top"):
-        monkeypatch.setattr(knn, name, on_the_cpu(getattr(knn, name)))
-    tried = []
-    probes = knn.Cells.probes
-
-    def remember(cells: knn.Cells, queries: np.ndarray, exact: np.ndarray, target: float) -> int:
-        tried.append(queries)
-        return probes(cells, queries, exact, target)
-
-    monkeypatch.setattr(knn.Cells, "probes", remember)
-    options = ["--sizes", "900,4096", "--ks", "5", "--channels", "24", "--queries", "200"]
-    (table,) = tables(knn.main, *options, "--repeats", "1", "--device", "cpu")
-    rows = table["rows"]
-    # Other queries than those that are timed tell how many cells to search.
-    asked = np.random.default_rng(1).choice(4096, 200, replace=False)
-    assert len(tried[0]) == 200 and len(np.intersect1d(tried[0], asked)) < 40
-    assert [row["N"] for row in rows if row["search"] == "FAISS, exact"] == [900, 4096]
-    for name in ("cells", "FAISS IVF on the CPU"):
-        assert [row["N"] for row in rows if row["search"].startswith(f"{name}, ")] == [4096]
-    for row in rows:
-        assert row["recall"] > (0.99 if row["search"].startswith(("FAISS, e", "torch")) else 0.9)
+def test_every_opponent_is_a_row_with_its_spread(project: Project) -> None:
+    project.ok("prepare", "extract", "context")
+    named = ["kmeans:last", "kmeans:last:4", "spectral:last:6", "probe:last"]
+    sizes = ["--clusters", "4", "--patches", "100", "--k", "8", "--seeds", "2", "--epochs", "3"]
+    result = CliRunner().invoke(contest.main, [*named, *sizes], catch_exceptions=False)
+    rows = json.loads(result.output.splitlines()[-1])["rows"]
+    assert list(rows) == named
+    for name, seeds in rows.items():
+        miou = [table["majority_iou"][0] for table in seeds]
+        assert len(seeds) == 2 and all(0 < value <= 100 for value in miou)
+        assert f"| {name} | {np.mean(miou):.1f} ({np.ptp(miou):.1f}) /" in result.output
+    assert rows["kmeans:last"] != rows["kmeans:last:4"]  # the whitening is heard
+    # Supervised on six images, it knows four flat colours better than any clusters do.
+    probe, others = rows.pop("probe:last"), rows.values()
+    best = max(table["hungarian"][1] for seeds in others for table in seeds)
+    assert probe[0]["hungarian"][1] > best
 
 
-def test_the_searched_rows_of_a_cache_are_its_tokens(project: Project) -> None:
-    project.ok("prepare", "extract")
-    cached = ["--features", "data/features.zarr", "--ks", "5", "--repeats", "1", "--sizes"]
-    assert len(tables(knn.main, *cached, "300")[0]["rows"]) >= 2
-    result = CliRunner().invoke(knn.main, [*cached, "90000"])
-    assert result.exit_code == 1 and "lower --sizes" in result.output
+def test_an_unknown_opponent_is_refused(project: Project) -> None:
+    project.ok("prepare", "extract", "context")
+    result = CliRunner().invoke(contest.main, ["kmean:last"])
+    assert result.exit_code == 2 and "such as kmeans:late:64; found 'kmean:last'" in result.output
 
 
-def counted(module: torch.nn.Module, *inputs: object) -> int:
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        module(*inputs)
-    return counter.get_total_flops()
+def test_the_spectrum_is_that_of_the_random_walk() -> None:
+    rows, k = around_axes(20, 12, 4), 15
+    leading = opponents.spectrum(rows, k, 6, seed=0)
+    # The graph by brute force: k best cosines of other rows, made symmetric.
+    cosines = rows.astype(np.float64) @ rows.T
+    np.fill_diagonal(cosines, -np.inf)
+    best = cosines >= np.sort(cosines, axis=1)[:, -k][:, None]
+    directed = np.where(best, np.maximum(cosines, 0), 0)
+    graph = (directed + directed.T) / 2
+    walk = graph / graph.sum(axis=1, keepdims=True)
+    scaled = leading.functions * leading.values
+    np.testing.assert_allclose(walk @ leading.functions, scaled, atol=1e-4)
+    expected = np.sort(np.linalg.eigvals(walk).real)[::-1][:6]
+    np.testing.assert_allclose(leading.values, expected, atol=1e-4)
 
 
-def test_the_estimates_count_the_flops_that_torch_counts() -> None:
-    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    found = counted(vit, torch.zeros(1, 3, 224, 224))
-    assert scale.vit_flops(scale.Vit("tiny", 192, 12), 197) == pytest.approx(found, rel=0.03)
-    head = Head([48] * 3, 32, width=64, depth=2, head_dim=64, mlp_hidden=96, level_norm=True)
-    forward = counted(head, torch.zeros(500, 144), [500]) / 500
-    assert scale.head_flops(144, 64, 96, 2, 32) == pytest.approx(3 * forward, rel=0.05)
+def test_eigenfunctions_reach_other_rows_by_weighted_means() -> None:
+    rows = around_axes(20, 12, 4)
+    queries, k = around_axes(23, 12, 4)[::3], 5
+    leading: Spectrum = opponents.spectrum(rows, 15, 4, seed=0)
+    expected = []
+    for query in queries:
+        cosines = rows @ query
+        near = np.argsort(-cosines)[:k]
+        weights = np.maximum(cosines[near], 0)
+        expected.append(weights @ leading.functions[near] / weights.sum() / leading.values)
+    np.testing.assert_allclose(opponents.extend(leading, queries, k), expected, atol=1e-5)
+    opposite = opponents.extend(leading, -rows.sum(axis=0, keepdims=True) / 100, k)
+    np.testing.assert_array_equal(opposite, 0)  # no neighbour with a cosine above 0
 
 
-def test_the_estimates_count_the_bytes_of_a_cache(project: Project) -> None:
-    project.set("extract.shard_tokens", 9 * 48)  # a shard that is full
-    project.ok("prepare", "extract")
-    features = Features.open("data/features.zarr")
-    patches = sum(features.sizes(range(len(features.tiles))))
-    assert patches == 9 * 48
-    channels, levels = features.channels("last"), len(features.manifest["channels"])
-    stored = sum(path.stat().st_size for path in features.path.glob("*/c/*/0"))
-    assert scale.cache_bytes(patches, channels, levels, 2) == pytest.approx(stored, rel=0.02)
+@pytest.mark.parametrize("embed", ["spectral", "ncut"])
+def test_embedded_clusters_are_the_separated_groups(embed: str) -> None:
+    if embed == "ncut":
+        pytest.importorskip("ncut_pytorch", reason="needs the extra ncut")
+        function = partial(opponents.ncut, degree=None)
+    else:
+        function = partial(opponents.spectral, k=15)
+    rows = around_axes(60, 12, 4)
+    scorer = opponents.fit_embedded(rows, 4, None, 0, function)
+    for queries in (rows, unit_rows(rows + np.float32(0.01))):
+        clusters = scorer(queries).argmax(axis=1).reshape(4, 60)
+        assert (clusters == clusters[:, :1]).all() and len(set(clusters[:, 0])) == 4
 
 
-def test_the_estimates_count_the_bytes_of_a_graph(project: Project) -> None:
-    project.ok("prepare", "extract", "context", "graph")
-    with h5py.File("data/graph.h5") as file:
-        stored = sum(file[name].size * file[name].dtype.itemsize for name in datasets(file))
-    # 6 images of 48 patches, in groups of 3; columns below 256 take one byte.
-    assert scale.graph_bytes(6 * 48, 3 * 48, rounds=2, k=0.1) == pytest.approx(stored, rel=0.15)
+def test_ncut_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ncut_pytorch", None)
+    with pytest.raises(click.ClickException, match=r"needs the package ncut-pytorch.*\[ncut\]"):
+        opponents.ncut(around_axes(4, 6, 2), 2, 0, degree=None)
 
 
-def datasets(file: h5py.File) -> list[str]:
-    names: list[str] = []
-    file.visititems(lambda name, node: names.append(name) if hasattr(node, "size") else None)
-    return names
-
-
-def test_the_estimates_are_printed_for_every_data_set_and_backbone() -> None:
-    (table,) = tables(scale.main)
-    rows = table["rows"]
-    assert len(rows) == 15
-    assert {row["data set"] for row in rows} == {data.name for data in scale.DATASETS}
-
-
-def test_many_gpus_are_paid_only_while_they_work() -> None:
-    """Sixteen GPUs share extraction and graphs; training, on one, costs and takes the same."""
-    for row in tables(scale.main)[0]["rows"]:
-        one, many = (
-            [float(part) for part in row[f"{name}, h"].split(" + ")]
-            for name in ("1 GPU", "16 GPUs")
-        )
-        assert one[:2] == pytest.approx([16 * hours for hours in many[:2]], rel=0.1)
-        assert one[2] == many[2]
-        assert row["16 GPUs, cost"] == row["1 GPU, cost"]
-        assert float(row["1 GPU, cost"]) == pytest.approx(2.5 * sum(one), rel=0.1)
+def test_the_search_is_measured_on_queries_that_did_not_set_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.graph.search.EXACT", 1000)
+    (table,) = tables(knn.main, "--drawn", "6000,16", "--k", "5", "--recall", "0.9")
+    assert table["cells"] > 1 and table["recall on the sample"] >= 0.9
+    assert abs(table["on others"] - table["recall on the sample"]) < 0.05
+    assert [row["what"] for row in table["rows"]] == ["exact search", "index", "search"]
+    (table,) = tables(knn.main, "--drawn", "900,16", "--k", "5", "--image", "30")
+    assert table["cells"] == 1 and table["on others"] > 0.99

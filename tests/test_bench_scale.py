@@ -15,8 +15,9 @@ import torch
 import yaml
 
 from bench import cluster, memory, segmentation
-from bench.drawn import make_project
-from stages import params
+from bench.project import make_project
+from stages import extract
+from stages.params import load
 from tests.conftest import tables
 
 
@@ -52,9 +53,9 @@ def test_a_stage_that_grows_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_drawn_project_takes_settings(tmp_path: Path) -> None:
     make_project(tmp_path, 2, 1, 20, 30, ["graph.k=7", "backbones.demo.weights=w.safetensors"])
-    chosen = params.load(tmp_path / "params.yaml")
-    assert (chosen.graph.k, chosen.backbones["demo"].weights) == (7, "w.safetensors")
-    assert chosen.data.train == "train"
+    params = load(tmp_path / "params.yaml")
+    assert (params.graph.k, params.backbones["demo"].weights) == (7, "w.safetensors")
+    assert params.data.train == "train"
     assert len(list(tmp_path.glob("photos/images/train/*.jpg"))) == 2
 
 
@@ -74,6 +75,7 @@ def test_the_cluster_bench_compares_bytes(monkeypatch: pytest.MonkeyPatch) -> No
                 file.write(b"!")
         return 1.0
 
+    monkeypatch.setattr(extract, "SHARD_PATCHES", extract.SHARD_PATCHES)  # which it changes
     monkeypatch.setattr(cluster, "cluster", threads)
     monkeypatch.setattr(cluster, "_with_a_loss", loss)
     size = ("--images", "8", "--height", "48", "--width", "64", "--repeats", "1")
@@ -83,7 +85,7 @@ def test_the_cluster_bench_compares_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     assert [row["case"] for row in rows[:4]] == ["sync", cluster.ONE, cluster.TWO, cluster.LOST]
     equal = {(row["stage"], row["case"]): row["bytes as sync"] for row in rows}
     assert not equal.pop(("graph", cluster.LOST))
-    assert len(equal) == 11 and all(equal.values())
+    assert len(equal) == 15 and all(equal.values())
     one = next(row for row in rows if row["case"] == cluster.ONE)
     assert one["speed-up over 1 worker"] == [1, 1, 1]
 

@@ -1,0 +1,257 @@
+"""The contest: trained heads against K-means, spectral clustering, a cut and a linear probe.
+
+All see the same cache of whole images and are scored on the evaluation split at full resolution,
+with an oracle mapping from clusters to classes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+
+from bench.opponents import Scorer, fit_embedded, fit_kmeans, fit_probe, ncut, spectral
+from cache import heads
+from cache.features import Features
+from cache.images import read_image
+from cache.index import read_index
+from cache.labels import IGNORE, read_label, read_labels
+from cache.segments import PREDICTORS
+from pipeline.evaluation import MATCHINGS, confusion, count, scores
+from pipeline.features.tiles import sample_plan
+from pipeline.maps.crf import label_map
+from pipeline.maps.predictors import restore, score_maps, window
+from stages.params import Params, load
+from stages.train import KMEANS_SAMPLE
+
+MATCHED = ("majority_iou", "hungarian")
+PROBE = "probe"
+
+Table = dict[str, tuple[float, float]]  # mIoU and accuracy in percent, by matching
+
+
+class Contest(NamedTuple):
+    """What all opponents share, and their sizes."""
+
+    params: Params
+    cache: Features
+    classes: int
+    clusters: int
+    patches: int  # that spectral clustering and the cut are fitted to
+    k: int  # neighbours in the graph of spectral clustering
+    degree: float | None  # of the cut
+    epochs: int  # of the probe
+
+
+class Labelled(NamedTuple):
+    """A whole image with its ground truth."""
+
+    tile: int
+    grid: tuple[int, int]
+    label: np.ndarray  # uint8 (height, width), 255 = ignore
+    path: str
+
+
+class Opponent(NamedTuple):
+    """A method, the level that it looks at, and to how many dimensions it whitens first."""
+
+    method: str
+    level: str
+    whiten: int | None
+
+    @classmethod
+    def of(cls, text: str) -> Opponent:
+        """``method:level`` or ``method:level:dimensions``, such as kmeans:late:64."""
+        matched = re.fullmatch(rf"(kmeans|spectral|ncut|{PROBE}):(\w+)(?::(\d+))?", text)
+        if not matched:
+            raise click.BadParameter(
+                f"an opponent is kmeans, spectral, ncut or {PROBE}, a level, and perhaps to how many "
+                f"dimensions to whiten, such as kmeans:late:64; found {text!r}"
+            )
+        method, level, whiten = matched.groups()
+        return cls(method, level, int(whiten) if whiten else None)
+
+
+@click.command()
+@click.argument("opponents", nargs=-1)
+@click.option("--head", "folders", multiple=True, help="Folder of a trained head; one for a seed.")
+@click.option("--clusters", default=256, show_default=True, help="K of the opponents.")
+@click.option("--seeds", default=3, show_default=True, help="Seeds 0, 1, ... of the opponents.")
+@click.option(
+    "--patches", default=12_000, show_default=True, help="In the sample of spectral, ncut."
+)
+@click.option("--k", default=50, show_default=True, help="Neighbours in the graph of spectral.")
+@click.option("--degree", type=float, help="Mean affinity of ncut; the package's without it.")
+@click.option("--epochs", default=20, show_default=True, help="Passes of the probe.")
+def main(
+    opponents: tuple[str, ...], folders: tuple[str, ...], clusters: int, seeds: int, patches: int,
+    k: int, degree: float | None, epochs: int,
+) -> None:  # fmt: skip
+    """Score OPPONENTS (kmeans:last, kmeans:late:64, spectral:late:64, ncut:last, probe:late).
+
+    Reads data/ and params.yaml of the folder it runs in; the CRF is that of params.yaml. The probe
+    is supervised, an upper reference. Prints one table, then its values as a line of JSON.
+    """
+    params = load()
+    cache = Features.open("data/features.zarr").beside("data/context.zarr")
+    classes = len(read_labels("data/labels.csv")[0])
+    contest = Contest(params, cache, classes, clusters, patches, k, degree, epochs)
+    rows: dict[str, list[Table]] = {}
+    for folder in folders:
+        for name, table in trained(contest, folder).items():
+            rows.setdefault(name, []).append(table)
+    for text in opponents:
+        opponent = Opponent.of(text)
+        rows[text] = [score(contest, opponent, seed) for seed in range(seeds)]
+    show(rows)
+
+
+def show(rows: dict[str, list[Table]]) -> None:
+    """Print mean and, in brackets, greatest - least over the seeds, and all values as JSON."""
+    click.echo(f"| | {' | '.join(MATCHED)} | seeds |\n|---|{'---|' * len(MATCHED)}---|")
+    for name, seeds in rows.items():
+        cells = [
+            " / ".join(spread(column) for column in zip(*(t[m] for t in seeds), strict=True))
+            for m in MATCHED
+        ]
+        click.echo(f"| {name} | {' | '.join(cells)} | {len(seeds)} |")
+    click.echo("\n" + json.dumps({"bench": "contest", "rows": rows}))
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, and greatest - least in brackets."""
+    return f"{statistics.fmean(values):.1f} ({max(values) - min(values):.1f})"
+
+
+def labelled(contest: Contest, split: str) -> Iterator[Labelled]:
+    """The labelled images of a split."""
+    rows, (_, truth) = read_index("data/index.csv"), read_labels("data/labels.csv")
+    for tile in contest.cache.tiles_of(split).tolist():
+        entry = contest.cache.tiles[tile]
+        row = rows[entry["image"]]
+        if row.id in truth:
+            grid = int(entry["grid_h"]), int(entry["grid_w"])
+            yield Labelled(tile, grid, read_label(truth[row.id].path), row.path)
+
+
+def tokens(contest: Contest, level: str, tile: int) -> np.ndarray:
+    """Tokens of a tile: float32 ``(patches, C)``."""
+    return contest.cache.tokens(level, tile).astype(np.float32)
+
+
+def sample(contest: Contest, level: str, wanted: int, seed: int) -> np.ndarray:
+    """Tokens of so many training patches, drawn as training draws them: float32 ``(n, C)``."""
+    tiles = contest.cache.tiles_of(contest.params.data.train)
+    plan = sample_plan(contest.cache.sizes(tiles), wanted, np.random.default_rng([seed, 1]))
+    return np.concatenate(
+        [tokens(contest, level, tile)[rows] for tile, rows in zip(tiles, plan, strict=True)]
+    )
+
+
+def score(contest: Contest, opponent: Opponent, seed: int) -> Table:
+    """Fit an opponent to the training split and score it on the evaluation split."""
+    scorer = fit(contest, opponent, seed)
+
+    def maps(item: Labelled) -> torch.Tensor:
+        values = torch.from_numpy(scorer(tokens(contest, opponent.level, item.tile)))
+        return values.T.reshape(-1, *item.grid)
+
+    supervised = opponent.method == PROBE
+    table = count_pixels(contest, maps, contest.classes if supervised else contest.clusters)
+    return matched(table, supervised)
+
+
+def fit(contest: Contest, opponent: Opponent, seed: int) -> Scorer:
+    """The fitted opponent: rows ``(n, C)`` of its level to scores ``(n, K)``."""
+    method, level, whiten = opponent
+    if method == PROBE:
+        return fit_probe(*training_set(contest, level), contest.classes, contest.epochs, seed)
+    if method == "kmeans":
+        points = sample(contest, level, contest.clusters * KMEANS_SAMPLE, seed)
+        return fit_kmeans(points, contest.clusters, whiten, seed)
+    embed = {
+        "spectral": partial(spectral, k=contest.k),
+        "ncut": partial(ncut, degree=contest.degree),
+    }[method]
+    points = sample(contest, level, contest.patches, seed)
+    return fit_embedded(points, contest.clusters, whiten, seed, embed)
+
+
+def training_set(contest: Contest, level: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens float32 ``(n, C)`` and classes int64 ``(n,)`` of the labelled training patches.
+
+    The class of a patch is that of the pixel at its centre.
+    """
+    rows, targets = [], []
+    for item in labelled(contest, contest.params.data.train):
+        places = [
+            ((np.arange(n) + 0.5) * side / n).astype(int)
+            for n, side in zip(item.grid, item.label.shape, strict=True)
+        ]
+        centre = item.label[np.ix_(*places)].ravel()
+        rows.append(tokens(contest, level, item.tile)[centre != IGNORE])
+        targets.append(centre[centre != IGNORE])
+    return np.concatenate(rows), np.concatenate(targets).astype(np.int64)
+
+
+def trained(contest: Contest, folder: str) -> dict[str, Table]:
+    """Score the predictors of a trained head, as segment and eval do."""
+    state, fitted, manifest = heads.load_head(Path(folder))
+    inputs, predictors = restore(manifest, state, fitted, torch.device("cpu"))
+    temperature = contest.params.segment.temperature
+
+    def maps(item: Labelled, predictor: str) -> torch.Tensor:
+        levels = {
+            level: contest.cache.tokens(level, item.tile) for level in (*inputs.head, inputs.kmeans)
+        }
+        tile = window(levels, inputs, (0, 0), item.grid, False, torch.device("cpu"))
+        found = score_maps(
+            predictors, [tile], *item.grid, temperature=temperature, eigenfunctions=1
+        )
+        return getattr(found, predictor)
+
+    return {
+        name: matched(
+            count_pixels(contest, partial(maps, predictor=name), manifest["head"]["clusters"]),
+            supervised=False,
+        )
+        for name in PREDICTORS
+    }
+
+
+def count_pixels(contest: Contest, maps: Callable[[Labelled], torch.Tensor], k: int) -> np.ndarray:
+    """Pixels of every (cluster, class), int64 ``(k, classes)``, over the evaluation split.
+
+    Args:
+        maps: score maps ``(k, grid_h, grid_w)`` of an image.
+    """
+    table = np.zeros((k, contest.classes), np.int64)
+    crf = contest.params.segment.crf
+    for item in labelled(contest, contest.params.data.eval):
+        image = read_image(item.path) if crf else None
+        height, width = item.label.shape
+        ids = label_map(maps(item), height, width, image, crf)
+        table += count(ids.astype(np.int64), item.label, k, contest.classes)
+    return table
+
+
+def matched(table: np.ndarray, supervised: bool) -> Table:
+    """Scores of a table of pixels: with each of `MATCHED`, fitted on it, or as it is."""
+    found = {}
+    for name in MATCHED:
+        mapping = np.arange(len(table)) if supervised else MATCHINGS[name](table)
+        values = scores(confusion(table, mapping))
+        found[name] = (values.miou, values.accuracy)
+    return found
+
+
+if __name__ == "__main__":
+    main()

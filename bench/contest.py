@@ -73,8 +73,8 @@ class Opponent(NamedTuple):
         matched = re.fullmatch(rf"(kmeans|spectral|ncut|{PROBE}):(\w+)(?::(\d+))?", text)
         if not matched:
             raise click.BadParameter(
-                f"an opponent is kmeans, spectral, ncut or {PROBE}, a level, and perhaps to how many "
-                f"dimensions to whiten, such as kmeans:late:64; found {text!r}"
+                f"an opponent is kmeans, spectral, ncut or {PROBE}, a level, and perhaps to how "
+                f"many dimensions to whiten, such as kmeans:late:64; found {text!r}"
             )
         method, level, whiten = matched.groups()
         return cls(method, level, int(whiten) if whiten else None)

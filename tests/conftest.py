@@ -21,6 +21,7 @@ import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 
 import stages
 from cache.store.artefact import file_hash
@@ -28,6 +29,13 @@ from stages import extract
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOURS = np.array([[90, 140, 220], [60, 130, 50], [120, 110, 100], [200, 60, 40]])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several processes that share the tests one thread: cores are not shared twice."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+        threadpool_limits(1)
 
 
 def draw_scene(generator: np.random.Generator, height: int, width: int) -> tuple[Any, Any]:

@@ -32,7 +32,7 @@ COLOURS = np.array([[90, 140, 220], [60, 130, 50], [120, 110, 100], [200, 60, 40
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each of several processes that share the tests one thread: cores are not shared twice."""
+    """Give each of several processes that share the tests one thread, not one for each core."""
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
         threadpool_limits(1)

@@ -1,0 +1,58 @@
+"""Documents name what exists: files, commands, modules, keys; their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import stages
+from stages.params import is_parameter
+from tests.conftest import REPOSITORY
+
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS.append(REPOSITORY / "demo/backbone/README.md")
+PRESENT = [path for path in DOCUMENTS if path.name != "LOG.md"]  # the log names what is gone
+FOLDERS = ("pipeline", "cache", "stages", "demo", "presets", "bench", "tests", "docs")
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("path", PRESENT, ids=lambda path: path.name)
+def test_what_is_named_exists(path: Path) -> None:
+    text = path.read_text()
+    for name in re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`", text):
+        assert (REPOSITORY / name).exists(), name
+    for command in re.findall(r"(?:`|^|&& )eigenseg ([a-z]+)", text, re.M):
+        assert command in stages.STAGES, command
+    for module in re.findall(r"python -m ([\w.]+)", text):
+        if module != "venv":
+            file = REPOSITORY / module.replace(".", "/")
+            assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), module
+
+
+@pytest.mark.parametrize("path", PRESENT, ids=lambda path: path.name)
+def test_keys_that_are_set_exist(path: Path) -> None:
+    for key in re.findall(r"-S '?([\w.]+)=", path.read_text()):
+        assert is_parameter(key) or key == "key", key
+
+
+def test_the_readme_names_every_folder() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    for folder in FOLDERS:
+        assert f"{folder}/" in text, folder

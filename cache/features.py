@@ -331,10 +331,10 @@ class Features:
         try:
             for first in range(0, len(values), chunk):
                 rows = values[first : first + chunk]
-                found = self._chunk(name, number + first // chunk)[: len(rows)]
-                if not finite(found):
+                tokens = self._chunk(name, number + first // chunk)[: len(rows)]
+                if not finite(tokens):
                     fault = f"{name} has NaN or infinite values at tile {tile}"
-                rows[...] = found
+                rows[...] = tokens
         except FileNotFoundError:
             fault = f"{name} lacks the shard that holds tile {tile}"
         except (OSError, ValueError) as error:

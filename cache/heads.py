@@ -75,11 +75,11 @@ def load_head(
             f"the head {folder} has format {manifest.get('format')}, this version reads {FORMAT}: "
             f"{way_out} again."
         )
-    found = {}
+    stored = {}
     for name in FILES:
         path = folder / f"{name}.safetensors"
         try:
-            found[name], _, digest = tensors.read(path)
+            stored[name], _, digest = tensors.read(path)
             if digest != manifest["sha256"][name]:
                 raise InputError("it belongs to another head than the manifest")
         except tensors.DAMAGE as error:
@@ -87,10 +87,10 @@ def load_head(
                 f"{path} is missing or damaged ({error}): delete {folder} and {way_out} again."
             ) from error
     kmeans: dict[str, dict[str, Any]] = {}
-    for key, value in tensors.unpack(found["kmeans"]).items():
+    for key, value in tensors.unpack(stored["kmeans"]).items():
         name, field = key.split(".")
         kmeans.setdefault(name, {})[field] = value
-    return found["head"], kmeans, manifest
+    return stored["head"], kmeans, manifest
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
@@ -125,22 +125,22 @@ def restore_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """State and hyper-parameters as tensors, under the names that `restore_optimiser` looks for."""
-    found = optimiser.state_dict()
+    state = optimiser.state_dict()
     values = {
         f"optimiser.{index}.{name}": value
-        for index, entry in found["state"].items()
+        for index, entry in state["state"].items()
         for name, value in entry.items()
     }
-    groups = json.dumps(found["param_groups"]).encode()
+    groups = json.dumps(state["param_groups"]).encode()
     return {**values, "optimiser.groups": torch.frombuffer(bytearray(groups), dtype=torch.uint8)}
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, stored: Mapping[str, Tensor]) -> None:
     """Load the tensors of `flatten_optimiser`, among others, into an optimiser of the same kind."""
-    found = _below("optimiser.", stored)
-    groups = json.loads(found.pop("groups").numpy().tobytes())
+    values = _below("optimiser.", stored)
+    groups = json.loads(values.pop("groups").numpy().tobytes())
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in found.items():
+    for key, value in values.items():
         index, name = key.split(".")
         state.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({"state": state, "param_groups": groups})

@@ -17,7 +17,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", "
 _WAY_OUT = "Replace or remove the file, then run prepare."
 
 
-class Found(NamedTuple):
+class SplitFile(NamedTuple):
     """An image file and the split that it belongs to."""
 
     split: str
@@ -63,7 +63,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def find_images(root: str | Path, splits: tuple[str, ...]) -> list[Found]:
+def find_images(root: str | Path, splits: tuple[str, ...]) -> list[SplitFile]:
     """All image files of the splits below ``root``, sorted by split and path.
 
     ``root`` holds ``images/<split>/*``; a folder of loose photos (no ``images`` in it) is one split
@@ -80,16 +80,16 @@ def find_images(root: str | Path, splits: tuple[str, ...]) -> list[Found]:
             "`datasets.<name>.root` in params.yaml."
         )
     folders = _split_folders(root, splits)
-    found = [
-        Found(split, path)
+    files = [
+        SplitFile(split, path)
         for split, folder in folders.items()
         for path in _files(folder)
         if not path.is_relative_to(root / "labels")
     ]
-    faults = list(_split_faults(folders, found))
+    faults = list(_split_faults(folders, files))
     if faults:
         raise InputError("\n".join(faults))
-    return found
+    return files
 
 
 def _split_folders(root: Path, splits: tuple[str, ...]) -> dict[str, Path]:
@@ -176,10 +176,10 @@ def stem(folder: Path, path: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _split_faults(folders: dict[str, Path], found: list[Found]) -> Iterator[str]:
+def _split_faults(folders: dict[str, Path], files: list[SplitFile]) -> Iterator[str]:
     for split, folder in folders.items():
         by_stem: dict[str, list[Path]] = {}
-        for item in found:
+        for item in files:
             if item.split == split:
                 by_stem.setdefault(stem(folder, item.path), []).append(item.path)
         if not by_stem:
@@ -193,7 +193,7 @@ def _split_faults(folders: dict[str, Path], found: list[Found]) -> Iterator[str]
 def check_images(
     root: str | Path,
     splits: tuple[str, ...],
-    track: Callable[[Sequence[Found]], Iterable[Found]] = iter,
+    track: Callable[[Sequence[SplitFile]], Iterable[SplitFile]] = iter,
 ) -> list[ImageRow]:
     """Decode and hash every image and return the index; all faults are reported at once.
 
@@ -203,11 +203,11 @@ def check_images(
     Raises:
         InputError: see `find_images`; or files that cannot be decoded, each named.
     """
-    found = find_images(root, splits)
+    files = find_images(root, splits)
     folders = _split_folders(Path(root), splits)
     rows: list[ImageRow] = []
     faults = []
-    for item in track(found):
+    for item in track(files):
         try:
             height, width, _ = read_image(item.path).shape
         except InputError as error:
@@ -219,7 +219,7 @@ def check_images(
         )
         rows.append(row)
     if faults:
-        raise InputError(f"{len(faults)} of {len(found)} images are bad:\n" + "\n".join(faults))
+        raise InputError(f"{len(faults)} of {len(files)} images are bad:\n" + "\n".join(faults))
     return rows
 
 

@@ -168,18 +168,18 @@ def find_labels(
     faults = list(_missing_faults(missing, folders))
     absent = {row.id for row in missing}
     present = [row for row in labelled if row.id not in absent]
-    found = []
+    labels = []
     for row in track(present) if present else ():
         path = paths[row.id]
         try:
-            found.append(
+            labels.append(
                 LabelRow(row.id, str(path), check_label(path, row.height, row.width, len(classes)))
             )
         except InputError as error:
             faults.append(str(error))
     if faults:
         raise InputError(f"the labels below {root} have faults:\n" + "\n".join(faults))
-    return found
+    return labels
 
 
 def _missing_faults(missing: Sequence[ImageRow], folders: dict[str, Path]) -> Iterator[str]:

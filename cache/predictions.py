@@ -36,9 +36,9 @@ def start(out: str | Path, facts: Mapping[str, Any]) -> None:
     way_out = f"Choose another --out, or remove {out}."
     path = out / _MANIFEST
     if path.is_file():
-        found = read_json(path, way_out)
-        if found != dict(facts):
-            names = found if isinstance(found, dict) else {}
+        former = read_json(path, way_out)
+        if former != dict(facts):
+            names = former if isinstance(former, dict) else {}
             other = [name for name, value in facts.items() if names.get(name) != value]
             raise InputError(
                 f"{out} must hold label maps made in one way, found those of another "

@@ -52,7 +52,7 @@ class ClassScore(NamedTuple):
 def _write_json(path: str | Path, value: Any) -> None:
     """Indented JSON with lists of numbers on one line: readable, and diffs show clusters."""
     text = json.dumps(value, indent=1, allow_nan=False)
-    text = re.sub(r"\[\n[\d\s,-]*\]", lambda found: "".join(found[0].split()), text)
+    text = re.sub(r"\[\n[\d\s,-]*\]", lambda match: "".join(match[0].split()), text)
     write_text(path, text + "\n")
 
 

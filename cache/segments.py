@@ -35,12 +35,12 @@ def write_maps(
         clusters: K of each predictor.
     """
     with parts.write_part(folder, name) as file:
-        for found in maps:
-            key = _key(found.image)
+        for image in maps:
+            key = _key(image.image)
             for predictor, k in clusters.items():
-                ids = found.labels[predictor].astype(np.uint8 if k <= 256 else np.uint16)
+                ids = image.labels[predictor].astype(np.uint8 if k <= 256 else np.uint16)
                 parts.dataset(file.require_group(predictor), key, ids, compress=True)
-            values = found.eigenfunctions.astype(np.float16)
+            values = image.eigenfunctions.astype(np.float16)
             parts.dataset(file.require_group("eigenfunctions"), key, values)
 
 

@@ -33,7 +33,7 @@ from pipeline.features.vit import (
     half_tokens,
     named_blocks,
 )
-from stages import Stage, way_out
+from stages import NO_GPU, Stage, way_out
 from stages.jobs import run
 from stages.params import ExtractParams, Params, load
 
@@ -284,7 +284,8 @@ def _table(rows: list[ImageRow], extract: ExtractParams, patch: int) -> np.ndarr
 def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
     """What the cache is made from; its fingerprint covers images, weights and parameters."""
     extract = params.extract
-    device = choose_device(params.compute.device)
+    with way_out(NO_GPU):
+        device = choose_device(params.compute.device)
     with way_out("correct `extract.blocks` and `extract.final_norm`"):
         blocks = block_numbers(extract.blocks, backbone.depth)
         normed = block_numbers(extract.final_norm, backbone.depth)
@@ -333,7 +334,7 @@ def _level_names(blocks: Sequence[int], depth: int, keys: bool) -> dict[str, str
 def main(params: str, index: str, out: str) -> None:
     """Run the frozen ViT once over every image into the Zarr cache.
 
-    Reads data/index.csv and its images, writes data/features.zarr: tokens of the chosen blocks (and
+    Reads data/index.csv and its images, writes data/features.zarr: tokens of some blocks (and
     keys), and the colours at the patch grid, of every tile. Interrupted, it goes on where it was.
     """
     extract(load(params), index, out)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from click.core import ParameterSource
 
-from cache import heads, predictions, results
+from cache import heads, predictions
+from cache import results as store
 from cache.backbone import FOLDER, facts, load_backbone, weights_hash
 from cache.images import Photo, cut_tile, find_photos, read_image, resize
 from cache.segments import PREDICTORS
@@ -22,7 +23,7 @@ from pipeline.features.tiles import Tile, plan_tiles
 from pipeline.features.vit import Backbone, Levels, half_tokens
 from pipeline.maps.crf import check_crf, label_map
 from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_maps, window
-from stages import Stage
+from stages import Stage, way_out
 from stages.colours import class_colours, colour, overlay, palette
 from stages.progress import track
 
@@ -60,67 +61,65 @@ class Naming(NamedTuple):
     classes: list[str]
 
 
-@click.command(cls=Stage)
-@click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, help="Folder to write.")
-@click.option("--head", "head_path", default="data/head", help="Folder of the trained head.")
-@click.option("--mapping", default="results/mapping.json", help="Classes of clusters, or `none`.")
-@click.option("--predictor", default="ours", type=click.Choice(PREDICTORS), help="Whose clusters.")
-@click.option("--matching", default=MATCHINGS[0], type=click.Choice(MATCHINGS), help="Of classes.")
-@click.option("--weights", help="The backbone's weights, if they have moved.")
-@click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="Where.")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
-    help="As `segment.temperature`; without it the logits are interpolated.",
-)
-@click.option("--crf", default=0, type=click.IntRange(min=0), help="Iterations of a CRF; 5 do.")
-def main(
-    images: tuple[str, ...],
-    out: str,
-    head_path: str,
-    mapping: str,
-    predictor: str,
-    matching: str,
-    weights: str | None,
-    device: str,
-    temperature: float | None,
-    crf: int,
-) -> None:
-    """Segment new IMAGES (files, and folders with all below them) with a trained head.
+class Choices(NamedTuple):
+    """How label maps are made from scores: whose clusters, named how, refined how."""
 
-    Reads the images, data/head and, for the names of the classes, results/mapping.json. Writes
-    labels/<name>.png with class indices (255 = none) or, without a mapping, cluster ids,
-    overlays/<name>.jpg, classes.txt and legend.png to the folder --out.
+    predictor: str = "ours"
+    matching: str = MATCHINGS[0]
+    temperature: float | None = None  # of a softmax before the interpolation; None: the logits
+    crf: int = 0  # iterations
+
+
+def predict(
+    images: Sequence[str],
+    out: str,
+    head: str,
+    mapping: store.ClassMapping | None,
+    choices: Choices,
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Write label maps and overlays of new images.
+
+    Args:
+        images: files, and folders with all below them.
+        out: folder to write; further images may join those of the same choices.
+        head: folder of the trained head.
+        mapping: what the clusters are called; None for cluster ids.
+        weights: of the backbone, where they have moved.
+        device: auto, cpu or cuda.
+
+    Raises:
+        InputError: some images have faults (the others are written), or nothing can be done.
     """
-    hardware = choose_device(device)
-    check_crf(crf)
-    head = heads.load_head(head_path)
+    with way_out("choose another --device"):
+        hardware = choose_device(device)
+    check_crf(choices.crf)
+    loaded = heads.load_head(head)
     photos = find_photos(images, predictions.outputs(out))
-    known = find_mapping(mapping, head[2]["fingerprint"])
-    k = head[2]["head"]["clusters"]
-    naming = cluster_names(k) if known is None else class_names(known, predictor, matching)
+    k = loaded[2]["head"]["clusters"]
+    naming = cluster_names(k) if mapping is None else class_names(mapping, choices)
     origin = {
-        "head": head[2]["fingerprint"],
-        "predictor": predictor,
-        "matching": None if known is None else matching,
+        "head": loaded[2]["fingerprint"],
+        **choices._asdict(),
+        "matching": None if mapping is None else choices.matching,
         "classes": naming.classes,
         "values": fingerprint(naming.values.tolist()),
-        "temperature": temperature,
-        "crf": crf,
     }
-    model = load_model(head, weights, hardware)
+    model = load_model(loaded, weights, hardware)
     predictions.start(out, origin)
     if naming.classes:
         predictions.write_classes(out, naming.classes, naming.colours)
-    faults = list(write_all(out, photos, model, naming, predictor, temperature, crf))
+    faults = list(write_all(out, photos, model, naming, choices))
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
-    click.echo(f"{written}, {'classes by ' + matching if known else 'cluster ids'} of {predictor}")
+    kind = f"classes by {choices.matching}" if mapping else "cluster ids"
+    click.echo(f"{written}, {kind} of {choices.predictor}")
 
 
-def find_mapping(path: str, head: str) -> results.ClassMapping | None:
+def find_mapping(path: str, head: str) -> store.ClassMapping | None:
     """The mapping from clusters to classes, None for cluster ids.
 
     Raises:
@@ -130,7 +129,7 @@ def find_mapping(path: str, head: str) -> results.ClassMapping | None:
     if path == "none":
         return None
     try:
-        mapping = results.read_mapping(path)
+        mapping = store.read_mapping(path)
         if mapping.head != head:
             raise InputError(
                 f"{path} must belong to this head ({head}), found the mapping of {mapping.head}: "
@@ -153,9 +152,9 @@ def cluster_names(k: int) -> Naming:
     return Naming(values, palette(k), [])
 
 
-def class_names(mapping: results.ClassMapping, predictor: str, matching: str) -> Naming:
+def class_names(mapping: store.ClassMapping, choices: Choices) -> Naming:
     """Label values are the indices of the clusters' classes, with the report's colours."""
-    classes = mapping.clusters[predictor][matching]
+    classes = mapping.clusters[choices.predictor][choices.matching]
     values = np.where(classes < 0, NO_CLASS, classes).astype(np.uint8)
     return Naming(values, class_colours(len(mapping.classes)), mapping.classes)
 
@@ -203,12 +202,12 @@ def open_backbone(extracted: dict[str, Any], weights: str | None) -> Backbone:
         raise InputError(
             f"{error} For `predict`, say with --weights where the backbone's weights are now."
         ) from error
-    found, expected = weights_hash(loaded), extracted["weights_sha256"]
-    if found != expected:
+    digest, expected = weights_hash(loaded), extracted["weights_sha256"]
+    if digest != expected:
         raise InputError(
             f"the backbone must have the weights that the head's features were extracted with "
-            f"(SHA-256 {expected[:16]}), found {found[:16]} in {path or model}: name the file that "
-            "has them with --weights, or run the pipeline again with these."
+            f"(SHA-256 {expected[:16]}), found {digest[:16]} in {path or model}: name the file "
+            "that has them with --weights, or run the pipeline again with these."
         )
     backbone = Backbone(loaded, **facts(loaded))
     return backbone._replace(**{name: extracted[name] for name in ("patch", "mean", "std")})
@@ -219,9 +218,7 @@ def write_all(
     photos: Sequence[Photo],
     model: Model,
     naming: Naming,
-    predictor: str,
-    temperature: float | None,
-    crf: int,
+    choices: Choices,
 ) -> Iterator[str]:
     """Write the label map and the overlay of every photo; what is wrong with the bad ones."""
     way_out = "Replace or remove the file, then run predict again."
@@ -229,7 +226,7 @@ def write_all(
     for photo in track(photos, "segmenting"):
         try:
             image = read_image(photo.path, way_out)
-            clusters = segment_image(model, image, predictor, temperature, crf)
+            clusters = segment_image(model, image, choices)
         except InputError as error:
             yield str(error)
             continue
@@ -241,13 +238,7 @@ def write_all(
         predictions.write_prediction(out, photo.name, labels, table, picture)
 
 
-def segment_image(
-    model: Model,
-    image: np.ndarray,
-    predictor: str,
-    temperature: float | None,
-    crf: int = 0,
-) -> np.ndarray:
+def segment_image(model: Model, image: np.ndarray, choices: Choices) -> np.ndarray:
     """Cluster ids of one image, as extract and segment would find them.
 
     Args:
@@ -260,20 +251,20 @@ def segment_image(
         ValueError: features that are not finite.
     """
     height, width = image.shape[:2]
-    choices = {name: model.extracted["params"][name] for name in TILING}
+    tiling = {name: model.extracted["params"][name] for name in TILING}
     patch = model.backbone.patch
-    tiles = plan_tiles(height, width, patch=patch, **choices)
+    tiles = plan_tiles(height, width, patch=patch, **tiling)
     full_h, full_w = tiles[0].resized_h, tiles[0].resized_w
     windows = list(read_windows(model, resize(image, full_h, full_w), tiles))
-    found = score_maps(
+    maps = score_maps(
         model.predictors,
         windows,
         full_h // patch,
         full_w // patch,
-        temperature=temperature,
+        temperature=choices.temperature,
         eigenfunctions=1,
     )
-    return label_map(getattr(found, predictor), height, width, image, crf)
+    return label_map(getattr(maps, choices.predictor), height, width, image, choices.crf)
 
 
 def read_windows(model: Model, resized: np.ndarray, tiles: Sequence[Tile]) -> Iterator[Window]:
@@ -322,6 +313,36 @@ def levels_of(
 
 def _place(tile: Tile) -> tuple[int, int, int, int]:
     return tile.top, tile.left, tile.height, tile.width
+
+
+@click.command(cls=Stage)
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", required=True, help="Folder to write.")
+@click.option("--head", default="data/head", help="Folder of the trained head.")
+@click.option("--mapping", default="results/mapping.json", help="Classes of clusters, or `none`.")
+@click.option("--predictor", default="ours", type=click.Choice(PREDICTORS), help="Whose clusters.")
+@click.option("--matching", default=MATCHINGS[0], type=click.Choice(MATCHINGS), help="Of classes.")
+@click.option("--weights", help="The backbone's weights, if they have moved.")
+@click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="Where.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    help="As `segment.temperature`; without it the logits are interpolated.",
+)
+@click.option("--crf", default=0, type=click.IntRange(min=0), help="Iterations of a CRF; 5 do.")
+def main(
+    images: tuple[str, ...], out: str, head: str, mapping: str, predictor: str, matching: str,
+    weights: str | None, device: str, temperature: float | None, crf: int,
+) -> None:  # fmt: skip
+    """Segment new IMAGES (files, and folders with all below them) with a trained head.
+
+    Reads the images, data/head and, for the names of the classes, results/mapping.json. Writes
+    labels/<name>.png with class indices (255 = none) or, without a mapping, cluster ids,
+    overlays/<name>.jpg, classes.txt and legend.png to the folder --out.
+    """
+    names = find_mapping(mapping, heads.load_head(head)[2]["fingerprint"])
+    choices = Choices(predictor, matching, temperature, crf)
+    predict(images, out, head, names, choices, weights=weights, device=device)
 
 
 if __name__ == "__main__":

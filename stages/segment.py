@@ -21,7 +21,7 @@ from cache.store.errors import InputError
 from pipeline.device import choose_device
 from pipeline.maps.crf import check_crf, label_map
 from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_maps, window
-from stages import Stage
+from stages import NO_GPU, Stage, way_out
 from stages.jobs import run_parts
 from stages.params import Params, load
 
@@ -51,6 +51,8 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
         out: path of the label maps to write. Interrupted, the same call goes on where it was.
     """
     check_crf(params.segment.crf)
+    with way_out(NO_GPU):
+        choose_device(params.compute.device)
     cache = Features.open(features).beside(context)
     _, centres, head_manifest = heads.load_head(head)
     check_head(head, head_manifest, cache)

@@ -34,7 +34,7 @@ from pipeline.head.training import (
     tensor_cores,
     train_epoch,
 )
-from stages import Stage, way_out
+from stages import NO_GPU, Stage, way_out
 from stages.params import Params, load
 from stages.progress import bar, track
 
@@ -83,7 +83,8 @@ def fit_head(
 
     Returns the head, the curve, and the share of the time in which training waited for data.
     """
-    device = choose_device(params.compute.device)
+    with way_out(NO_GPU):
+        device = choose_device(params.compute.device)
     head = build_head(params, cache).to(device).train()
     adam = optimiser(head, params.train.lr)
     checkpoint = work / "checkpoint.safetensors"

@@ -143,14 +143,14 @@ def sample_plan(
         wanted: tokens to choose; all of them where there are no more.
 
     Returns:
-        Per tile the chosen positions in it, int64, ascending.
+        Per tile the positions in it, int64, ascending.
     """
     ends = np.cumsum(sizes, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     if wanted < total:
         # NumPy draws few of many with a hash set: memory follows `wanted`, not the total.
-        chosen = np.sort(generator.choice(total, wanted, replace=False, shuffle=False))
+        drawn = np.sort(generator.choice(total, wanted, replace=False, shuffle=False))
     else:
-        chosen = np.arange(total)
-    parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+        drawn = np.arange(total)
+    parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
     return [part - (end - size) for part, end, size in zip(parts, ends, sizes, strict=False)]

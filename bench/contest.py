@@ -118,11 +118,11 @@ def show(rows: dict[str, list[Table]]) -> None:
     """Print mean and, in brackets, greatest - least over the seeds, and all values as JSON."""
     click.echo(f"| | {' | '.join(MATCHED)} | seeds |\n|---|{'---|' * len(MATCHED)}---|")
     for name, seeds in rows.items():
-        cells = [
+        columns = [
             " / ".join(spread(column) for column in zip(*(t[m] for t in seeds), strict=True))
             for m in MATCHED
         ]
-        click.echo(f"| {name} | {' | '.join(cells)} | {len(seeds)} |")
+        click.echo(f"| {name} | {' | '.join(columns)} | {len(seeds)} |")
     click.echo("\n" + json.dumps({"bench": "contest", "rows": rows}))
 
 

@@ -80,11 +80,11 @@ def show(name: str, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
     click.echo("| " + " | ".join(columns) + " |")
     click.echo("|" + "---|" * len(columns))
     for row in rows:
-        click.echo("| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |")
+        click.echo("| " + " | ".join(_text(row.get(column, "")) for column in columns) + " |")
     click.echo("\n" + json.dumps({"bench": name, **facts, "rows": list(rows)}))
 
 
-def _cell(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)

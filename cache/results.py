@@ -146,7 +146,7 @@ def read_curve(path: str | Path) -> dict[str, np.ndarray]:
         One float64 ``(steps,)`` array per column: step, loss, trace, ...
 
     Raises:
-        InputError: the file is missing or a cell is no number.
+        InputError: the file is missing or a value is no number.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:

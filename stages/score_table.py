@@ -29,7 +29,7 @@ def print_scores(metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated
     for name, entry in metrics.items():
         head = (name, f"{entry['clusters_used']}/{entry['k']}")
         for matching in matchings:
-            table.add_row(*head, matching, *(_cell(entry[matching][o]) for o in origins))
+            table.add_row(*head, matching, *(_score(entry[matching][o]) for o in origins))
             head = ("", "")
         if not held:
             table.add_row(*head)
@@ -44,5 +44,5 @@ def print_scores(metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated
         console.print(f"train: mapping fitted on the labels of {train} only.")
 
 
-def _cell(score: dict[str, Any]) -> str:
+def _score(score: dict[str, Any]) -> str:
     return f"{score['miou']:.1f}/{score['accuracy']:.1f} ({score['classes_covered']})"

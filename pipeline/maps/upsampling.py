@@ -34,8 +34,8 @@ def upsample_argmax(
     edged = np.pad(maps, ((0, 0), (0, 1), (0, 1)), mode="edge")
     patches = np.ascontiguousarray(edged.transpose(1, 2, 0))  # (h + 1, w + 1, K)
     able = _able(patches)
-    rows, down = _cells(maps.shape[1], height)
-    columns, right = _cells(maps.shape[2], width)
+    rows, down = _squares(maps.shape[1], height)
+    columns, right = _squares(maps.shape[2], width)
     out = np.empty((height, width), np.uint16)
     for i, j in np.ndindex(able.shape[:2]):
         ids = np.flatnonzero(able[i, j])
@@ -61,25 +61,25 @@ def _check_finite(maps: np.ndarray) -> None:
 
 
 def _able(patches: np.ndarray) -> np.ndarray:
-    """Which clusters can win in each cell: ``(h + 1, w + 1, K)`` -> bool ``(h, w, K)``.
+    """Which clusters can win in each square: ``(h + 1, w + 1, K)`` -> bool ``(h, w, K)``.
 
-    Cell (i, j) reaches from patch centre (i, j) to (i + 1, j + 1).
+    Square (i, j) reaches from patch centre (i, j) to (i + 1, j + 1).
     """
     corners = (patches[:-1, :-1], patches[:-1, 1:], patches[1:, :-1], patches[1:, 1:])
     least, greatest = reduce(np.minimum, corners), reduce(np.maximum, corners)
     return greatest >= least.max(axis=2, keepdims=True)
 
 
-def _cells(patches: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pixels of one side lie: (first pixel of each cell and the end, offset in [0, 1)).
+def _squares(patches: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixels of one side lie: (first pixel of each square and the end, offset in [0, 1)).
 
     Pixel centres as in ``F.interpolate`` with ``align_corners=False``; outside the outermost patch
     centres the nearest one counts.
     """
     position = ((np.arange(pixels) + 0.5) * patches / pixels - 0.5).clip(0, patches - 1)
-    cell = position.astype(np.int64)
-    first = np.searchsorted(cell, np.arange(patches + 1))
-    return first, (position - cell).astype(np.float32)
+    square = position.astype(np.int64)
+    first = np.searchsorted(square, np.arange(patches + 1))
+    return first, (position - square).astype(np.float32)
 
 
 def _winners(corners: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ holds the scales, in shards of the same number.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,11 +23,13 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from cache.store import int8, tensors
-from cache.store.artefact import fingerprint, read_json, write_json
+from cache.store.artefact import fingerprint, read_manifest, write_json, write_manifest
 from cache.store.errors import InputError
 from cache.store.shards import Shards, shard_file
 
 FORMAT = 2
+# What reading a damaged store raises: Zarr, its codecs and JSON have no error in common.
+DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
 FIT = "fit.safetensors"  # what a derived level was made with
 TILE_FIELDS = np.dtype(
     [(name, "i8") for name in ("image", "split", "top", "left", "height", "width")]
@@ -58,8 +61,10 @@ def declare(
     """
     if not (done.is_dir() and folder.is_dir()):
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(done, ignore_errors=True)
         _create(folder, channels, dtype, tiles, chunk, shard, shards)
-        done.mkdir(exist_ok=True)
+        done.mkdir()
+    _write_tiles(folder, tiles)  # whatever a former run left of it
     return [number for number in range(shards) if not shard_finished(folder, done, number)]
 
 
@@ -79,9 +84,17 @@ def _create(
         if stored == "int8":
             shape = (shards * shard // chunk, width)
             _create_array(group, _scale(name), "float32", shape, 1, shard // chunk)
-    table = group.require_group("tiles")
+
+
+def _write_tiles(folder: Path, tiles: np.ndarray) -> None:
+    table = zarr.open_group(folder, mode="a").require_group("tiles")
     for name in TILE_FIELDS.names or ():
         table.create_array(name, data=tiles[name], overwrite=True)
+
+
+def _digest(tiles: np.ndarray) -> str:
+    """SHA-256 of a table of tiles: Zarr reads what is missing of it as zeros, without a word."""
+    return hashlib.sha256(np.ascontiguousarray(tiles).tobytes()).hexdigest()
 
 
 def _create_array(
@@ -155,7 +168,8 @@ def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -
         raise InputError(f"{folder} lacks the shards {missing}: run the same command again.")
     for stale in folder.rglob("*.partial*"):
         stale.unlink()
-    write_json(folder / "manifest.json", {"format": FORMAT, **manifest})
+    tiles = _digest(read_tiles(folder))
+    write_manifest(folder / "manifest.json", {"format": FORMAT, **manifest, "tiles": tiles})
 
 
 def write_fit(folder: Path, values: Mapping[str, Any]) -> None:
@@ -224,13 +238,21 @@ class Features:
             raise InputError(f"the feature cache {path} is missing: {way_out}")
         if not (path / "manifest.json").is_file():
             raise InputError(f"the feature cache {path} is incomplete (no manifest): {way_out}")
-        manifest = read_json(path / "manifest.json", way_out)
+        again = f"delete {path} and run `dvc repro {stage}`."
+        manifest = read_manifest(path / "manifest.json", again)
         if manifest.get("format") != FORMAT:
             raise InputError(
                 f"{path} has format {manifest.get('format')}, "
                 f"this version reads {FORMAT}: {way_out}"
             )
-        return cls(path, manifest, read_tiles(path), stage)
+        try:
+            opened = cls(path, manifest, read_tiles(path), stage)
+            whole = _digest(opened.tiles) == manifest["tiles"]
+        except DAMAGE as error:
+            raise InputError(f"{path} is damaged ({error!r}): {again}") from error
+        if not whole:
+            raise InputError(f"{path} is damaged: its table of tiles differs: {again}")
+        return opened
 
     def beside(self, path: str | Path, stage: str = "context") -> Self:
         """The same cache with the levels of a second one, made from it, as if they were its own.

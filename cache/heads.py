@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from cache.store import tensors
-from cache.store.artefact import read_json, write_json
+from cache.store.artefact import read_manifest, write_manifest
 from cache.store.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("head", "kmeans")
 LOG = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def save_head(
         name: tensors.write(folder / f"{name}.safetensors", values, {})
         for name, values in zip(FILES, (state, arrays), strict=True)
     }
-    write_json(folder / "manifest.json", {"format": FORMAT, **manifest, "sha256": digests})
+    write_manifest(folder / "manifest.json", {"format": FORMAT, **manifest, "sha256": digests})
 
 
 def load_head(
@@ -69,7 +69,7 @@ def load_head(
         raise InputError(f"the head {folder} is missing: {way_out} first.")
     if not (folder / "manifest.json").is_file():
         raise InputError(f"the head {folder} is incomplete (no manifest): {way_out} again.")
-    manifest = read_json(folder / "manifest.json", f"delete {folder} and {way_out} again.")
+    manifest = read_manifest(folder / "manifest.json", f"delete {folder} and {way_out} again.")
     if manifest.get("format") != FORMAT:
         raise InputError(
             f"the head {folder} has format {manifest.get('format')}, this version reads {FORMAT}: "

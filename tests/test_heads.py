@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cache import heads
+from cache.store.artefact import write_manifest
 from cache.store.errors import InputError
 
 KMEANS: dict[str, dict[str, Any]] = {
@@ -66,8 +67,8 @@ def test_head_that_is_missing_or_incomplete(tmp_path: Path) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"incomplete \(no manifest\): run `eigenseg train`"):
         heads.load_head(folder)
-    (folder / "manifest.json").write_text('{"format": 0}')
-    with pytest.raises(InputError, match=r"has format 0, this version reads 1: run"):
+    write_manifest(folder / "manifest.json", {"format": 0})
+    with pytest.raises(InputError, match=r"has format 0, this version reads 2: run"):
         heads.load_head(folder)
     (folder / "manifest.json").write_text('{"format"')
     with pytest.raises(InputError, match=r"manifest\.json is not valid JSON"):

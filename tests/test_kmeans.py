@@ -81,16 +81,6 @@ def test_whitening_gives_the_identity_as_covariance(monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(lengths, 1 / np.sqrt(variances[:6]), rtol=1e-3)
 
 
-@pytest.mark.parametrize("power", [0.0, 0.25, 0.5])
-def test_a_lower_power_leaves_more_of_the_variances(power: float) -> None:
-    rng = np.random.default_rng(0)
-    points = (rng.normal(size=(1000, 9)) @ rng.normal(size=(9, 9))).astype(np.float32)
-    prepared = kmeans.prepare(fit(points, 4, spherical=False, whiten=5, power=power), points)
-    variances = np.linalg.eigvalsh(np.cov(points.T, bias=True))[::-1][:5]
-    covariance = np.cov(prepared.T, bias=True)
-    np.testing.assert_allclose(covariance, np.diag(variances ** (1 - 2 * power)), atol=1e-3)
-
-
 def test_prepared_tokens_are_white() -> None:
     points = blobs()[0] + 50
     prepared = kmeans.prepare(fit(points, 4, spherical=False, whiten=3), points)

@@ -17,6 +17,7 @@ from cache import heads, predictions, results
 from cache.images import read_image
 from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
+from cache.store.artefact import read_manifest
 from pipeline.evaluation import MATCHINGS
 from stages import predict
 from stages.colours import blend, class_colours, colour, overlay, palette
@@ -308,7 +309,7 @@ def test_where_the_weights_lie_is_no_part_of_the_fingerprint(
     trained: Project, weights: Path
 ) -> None:
     def manifest() -> dict[str, Any]:
-        return json.loads(Path("data/features.zarr/manifest.json").read_text())
+        return read_manifest(Path("data/features.zarr/manifest.json"), "")
 
     before = manifest()
     shutil.copy(weights, "copy.safetensors")

@@ -97,6 +97,28 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def write_manifest(path: str | Path, value: dict[str, Any]) -> None:
+    """Write JSON with a SHA-256 of its values."""
+    write_json(path, {**value, "manifest_sha256": _sha256(value)})
+
+
+def read_manifest(path: str | Path, way_out: str) -> dict[str, Any]:
+    """What `write_manifest` wrote.
+
+    Raises:
+        InputError: it is missing, or not what was written; the text ends with ``way_out``.
+    """
+    value = read_json(path, way_out)
+    if not isinstance(value, dict) or value.pop("manifest_sha256", None) != _sha256(value):
+        raise InputError(f"{path} is not as it was written (its SHA-256 differs): {way_out}")
+    return value
+
+
+def _sha256(value: Any) -> str:
+    plain = json.loads(json.dumps(value))  # keys are texts, tuples lists, as a reader sees them
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write text in UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode())
@@ -107,11 +129,15 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # on a full disk it would take the room that is left
+        raise
 
 
 def partial_name(path: Path) -> Path:

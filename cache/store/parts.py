@@ -8,10 +8,12 @@ SHA-256, so that damaged bytes raise an error instead of giving wrong numbers.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,23 +22,26 @@ from typing import Any, ClassVar, Self
 import h5py
 import numpy as np
 
-from cache.store.artefact import partial_name, publish
+from cache.store.artefact import publish, write_bytes
 from cache.store.errors import InputError
 
+SPARE = 1 << 20  # bytes that assembling may take beyond the sizes of the parts
 CHUNK_BYTES = 256 << 10  # what one read fetches and one checksum covers, before compression
-RUN_BYTES = 64 << 10  # the same, of datasets that are filled in short runs
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises for damaged files
 
 
 @contextmanager
 def write_part(folder: str | Path, name: str) -> Iterator[h5py.File]:
-    """An HDF5 file to fill; it becomes the part when the block ends without an error."""
-    path = _part(folder, name)
-    partial = partial_name(path)
-    with h5py.File(partial, "w", libver="latest") as file:
+    """An HDF5 file to fill, in memory; it becomes the part when the block ends without an error.
+
+    On a full disk HDF5 itself may leave chunks out, or crash when it closes the file.
+    """
+    with h5py.File(name, "w", driver="core", backing_store=False, libver="latest") as file:
         yield file
         file.attrs["complete"] = True
-    _settle(partial, path)
+        file.flush()
+        content = file.id.get_file_image()
+    write_bytes(_part(folder, name), content)
 
 
 def finished(folder: str | Path, name: str) -> bool:
@@ -88,6 +93,7 @@ def assemble(
     if missing:
         raise InputError(f"{folder} lacks the parts {missing[:10]}: run the stage again.")
     partial = Path(folder) / "assembled.h5.partial"
+    _check_space(Path(folder), SPARE + sum(_part(folder, name).stat().st_size for name in names))
     with h5py.File(partial, "w", libver="latest") as file:
         for name in names:
             with h5py.File(_part(folder, name), "r") as part:
@@ -96,6 +102,8 @@ def assemble(
         file.attrs["manifest_sha256"] = _sha256(text)
         file.flush()
         file.attrs["manifest"] = text
+    with h5py.File(partial, "r") as file:
+        file.visititems(_verify)  # closing tells nothing of chunks that did not reach the disk
     _settle(partial, Path(out))
 
 
@@ -188,13 +196,6 @@ def dataset(group: h5py.Group, name: str, array: np.ndarray, *, compress: bool =
     )
 
 
-def empty(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: type) -> h5py.Dataset:
-    """A dataset with checksums, to be filled run by run: its chunks are smaller for that."""
-    row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
-    rows = min(shape[0], max(1, RUN_BYTES // row_bytes))
-    return group.create_dataset(name, shape, dtype, chunks=(rows, *shape[1:]), fletcher32=True)
-
-
 def read(stored: h5py.Dataset, start: int = 0, stop: int | None = None) -> np.ndarray:
     """A dataset, or its rows from ``start`` to ``stop``.
 
@@ -225,8 +226,21 @@ def _settle(partial: Path, path: Path) -> None:
     publish(partial, path)
 
 
+def _check_space(folder: Path, needed: int) -> None:
+    """Raise OSError where the disk has less room than needed, before HDF5 runs into it."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        text = f"{needed / 1e6:.1f} MB are needed in {folder}, {free / 1e6:.1f} MB are free"
+        raise OSError(errno.ENOSPC, text)
+
+
 def _verify(_: str, item: h5py.Group | h5py.Dataset) -> None:
+    """Raise one of `DAMAGE` where a chunk is missing (HDF5 reads it as zeros) or damaged."""
     if isinstance(item, h5py.Dataset) and item.chunks and math.prod(item.shape):
+        sides = zip(item.shape, item.chunks, strict=True)
+        expected = math.prod(-(-length // chunk) for length, chunk in sides)
+        if item.id.get_num_chunks() != expected:
+            raise OSError(f"{item.name} has {item.id.get_num_chunks()} of {expected} chunks")
         for chunk in item.iter_chunks():
             item[chunk]
 

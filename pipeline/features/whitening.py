@@ -13,14 +13,11 @@ def unit_rows(values: np.ndarray) -> np.ndarray:
     return values / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
-def whitening(
-    points: np.ndarray, components: int, power: float = 0.5
-) -> tuple[np.ndarray, np.ndarray]:
+def whitening(points: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
     """PCA whitening of float32 ``(n, c)``: mean ``(c,)`` and projection ``(c, components)``.
 
-    Components are divided by their variance to the given power: at 0.5 ``(points - mean) @
-    projection`` has the identity as covariance, at 0 the variances stay. Eigenvalues below 1e-7 of
-    the largest are noise: their directions are damped, not blown up to unit variance.
+    ``(points - mean) @ projection`` has the identity as covariance. Eigenvalues below 1e-7 of the
+    largest are noise: their directions are damped, not blown up to unit variance.
     """
     mean = points.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((points.shape[1], points.shape[1]))
@@ -29,6 +26,6 @@ def whitening(
         covariance += block.T @ block / len(points)
     eigenvalues, vectors = np.linalg.eigh(covariance)  # ascending
     tiny = max(1e-7 * eigenvalues[-1], np.finfo(np.float32).tiny)
-    scale = 1 / (np.maximum(eigenvalues, 0) + tiny) ** power
+    scale = 1 / (np.maximum(eigenvalues, 0) + tiny) ** 0.5
     projection = (vectors * scale)[:, ::-1][:, :components]
     return mean.astype(np.float32), np.ascontiguousarray(projection, np.float32)

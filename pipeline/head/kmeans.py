@@ -37,7 +37,6 @@ def fit(
     iterations: int = ITERATIONS,
     whiten: int | None,
     seed: int,
-    power: float = 0.5,
     gpu: bool = True,
 ) -> KMeans:
     """Fit K-means to all the points given; the caller samples.
@@ -49,7 +48,6 @@ def fit(
         spherical: L2-normalise the points first (and again after whitening), and the centres.
         whiten: project to this many principal components of unit variance; None leaves them.
         seed: of the first centres, which are drawn from the points.
-        power: of the components' variances, as in `whitening`.
         gpu: use the GPUs that FAISS finds; without one, or with False, the CPU.
 
     Raises:
@@ -60,7 +58,7 @@ def fit(
     channels = points.shape[1]
     mean, projection = np.zeros(channels, np.float32), np.zeros((channels, 0), np.float32)
     if whiten is not None:
-        mean, projection = whitening(unit_rows(points) if spherical else points, whiten, power)
+        mean, projection = whitening(unit_rows(points) if spherical else points, whiten)
     model = KMeans(np.zeros((0, whiten or channels), np.float32), mean, projection, spherical)
     centroids = centres(
         prepare(model, points),

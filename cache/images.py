@@ -14,6 +14,7 @@ from cache.store.artefact import file_hash
 from cache.store.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+MOST_ASPECT = 50  # the longer side of an image against the shorter: a strip is no photo
 _WAY_OUT = "Replace or remove the file, then run prepare."
 
 
@@ -44,10 +45,16 @@ def read_image(path: str | Path, way_out: str = _WAY_OUT) -> np.ndarray:
         uint8 ``(height, width, 3)``.
 
     Raises:
-        InputError: the file is missing, truncated or not an image.
+        InputError: the file is missing, truncated, not an image, of values without a known range,
+            or many times as long as it is wide.
     """
     try:
         with Image.open(path) as image:
+            if max(image.size) > MOST_ASPECT * min(image.size):
+                raise ValueError(
+                    f"its sides must differ at most {MOST_ASPECT} times, found {image.width} x "
+                    f"{image.height} px: cut it"
+                )
             image.load()
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -58,7 +65,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow clips 16-bit greys at 255 when it converts them, which turns photos white.
         values = np.asarray(image, dtype=np.float32)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        least, most = values.min(initial=0), values.max(initial=0)
+        if image.mode == "F" or not 0 <= least <= most <= 65535:
+            raise ValueError(
+                f"its values must be of 8 or 16 bits, found {image.mode} from {least:.4g} to "
+                f"{most:.4g}, whose black and white are not known: convert it to 8 bits"
+            )
+        top = 65535.0 if most > 255 else 255.0
         image = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
     return image.convert("RGB")
 

@@ -14,6 +14,8 @@ from cache.store.errors import InputError
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate above makes any loss infinite
 Share = Annotated[float, Field(gt=0, lt=1)]
 Block = Literal["first", "middle", "late", "last"] | Annotated[int, Field(ge=0)]
 Stored = Literal["keys"] | Block
@@ -21,7 +23,7 @@ Level = Literal["context"] | Stored
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def _expanded(value: str) -> str:
@@ -48,7 +50,7 @@ class BackboneParams(_Section):
 
 
 class ExtractParams(_Section):
-    short_side: Count
+    short_side: Annotated[int, Field(ge=1, le=16384)]
     window: Count | None
     stride: Count | None
     blocks: Annotated[list[Block], Field(min_length=1)]
@@ -90,7 +92,7 @@ class GraphParams(_Section):
     recall: Annotated[float, Field(gt=0, le=1)]
     other_images: bool
     alpha: Annotated[float, Field(ge=0)]
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     pixel: Annotated[list[PixelGraphParams], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -121,7 +123,7 @@ class TrainParams(_Section):
     start: Literal["kmeans", "random"]
     start_scale: Positive
     epochs: Count
-    lr: Positive
+    lr: Rate
     lr_end: Annotated[float, Field(ge=0)]
     beta: Annotated[float, Field(ge=0)] | None
     tau_start: Positive
@@ -148,7 +150,7 @@ class ComputeParams(_Section):
 class Params(_Section):
     """The whole of params.yaml; the meaning of each key stands beside it in that file."""
 
-    seed: int
+    seed: Seed
     dataset: str
     backbone: str
     clusters: Annotated[int, Field(ge=2, le=65536)]
@@ -210,6 +212,18 @@ class _Loader(yaml.SafeLoader):
     """YAML with the numbers of YAML 1.2: DVC writes 0.00001 as 1e-05, to YAML 1.1 a text."""
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping whose keys are all different: YAML takes the last of two without a word."""
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+    if twice:
+        raise yaml.YAMLError(
+            f"keys must stand once, found twice: {', '.join(twice)}{node.start_mark}"
+        )
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -237,8 +251,10 @@ def load(path: str | Path = "params.yaml") -> Params:
         raise InputError(
             f"{path} is missing: run the command in the project's folder, or give --params."
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply to be read: restore the file.") from error
     try:
         return Params.model_validate(tree)
     except ValidationError as error:

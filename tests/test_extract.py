@@ -172,6 +172,21 @@ def test_bad_weights_are_explained(project: Project, weights: Path, tmp_path: Pa
     project.fails("extract", "resnet18")
 
 
+class Command:
+    """What runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def test_a_checkpoint_never_runs_a_command(project: Project) -> None:
+    project.ok("prepare")
+    torch.save({"state_dict": Command()}, "evil.pth")
+    project.set("backbones.tiny.weights", "evil.pth")
+    project.fails("extract", "evil.pth does not fit test_vit or is damaged")
+    assert not Path("executed").exists()
+
+
 def test_a_hub_out_of_reach_is_explained(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise OSError("We couldn't connect to the hub")

@@ -128,6 +128,42 @@ def test_paths_may_hold_environment_variables(
         load(tmp_path, tree)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        (None, "seed", -1),
+        (None, "seed", 2**32),
+        ("graph", "seed", -1),
+        ("train", "lr", 1e6),
+        ("train", "lr", float("inf")),
+        ("train", "beta", float("nan")),
+        ("graph", "alpha", float("inf")),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(
+    tmp_path: Path, tree: dict, section: str | None, key: str, value: float
+) -> None:
+    (tree[section] if section else tree)[key] = value
+    name = f"{section}.{key}" if section else key
+    with pytest.raises(InputError, match=rf"  {name}: Input should be .*, found"):
+        load(tmp_path, tree)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 0\nseed: 1\n", "found twice: seed"),
+        ("graph: {k: 1, alpha: 0.1, k: 2}\n", "found twice: k"),
+        ("a: " + "[" * 20000, "nested too deeply|not valid YAML"),
+        ("a: {b: [1, {c: 2, c: 3}]}", "found twice: c"),
+    ],
+)
+def test_files_that_say_two_things_or_too_much(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_params(tmp_path / "params.yaml")
+
+
 def test_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is missing: run the command in the project's folder"):
         load_params(tmp_path / "params.yaml")

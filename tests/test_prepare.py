@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from cache.images import read_image, read_tile
 from cache.index import read_index
+from cache.store.errors import InputError
 from tests.conftest import Project
 
 GREY = np.linspace(0, 255, 64 * 48).reshape(48, 64)
@@ -134,3 +136,28 @@ def test_an_index_that_is_none_is_refused(project: Project) -> None:
     Path("data").mkdir()
     Path("data/index.csv").write_text("a,b\n1,2\n")
     project.fails("extract", "is no index of images")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (np.linspace(0, 1, 96 * 128, dtype=np.float32), "found F from 0 to 1"),
+        (np.arange(96 * 128, dtype=np.int32) * 100, "found I from 0 to 1.229e+06"),
+        (np.arange(96 * 128, dtype=np.int32) - 5, "found I from -5 to"),
+    ],
+    ids=["float", "32 bits", "negative"],
+)
+def test_values_without_a_known_range_are_refused(
+    tmp_path: Path, values: np.ndarray, text: str
+) -> None:
+    Image.fromarray(values.reshape(96, 128)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=rf"a\.tif cannot be decoded .*{re.escape(text)}.*8 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_strip_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    Image.new("RGB", (5000, 1)).save(tmp_path / "strip.png")
+    with pytest.raises(InputError, match=r"differ at most 50 times, found 5000 x 1 px: cut it"):
+        read_image(tmp_path / "strip.png")
+    Image.new("RGB", (400, 8)).save(tmp_path / "banner.png")
+    assert read_image(tmp_path / "banner.png").shape == (8, 400, 3)

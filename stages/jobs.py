@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ def run(
     if not wanted:
         return
     options = {"scheduler": compute.scheduler, "threads": compute.threads, "together": together}
-    done = jobs.run(function, wanted, work, **options)  # type: ignore[arg-type]
+    done = jobs.run(importable(function), wanted, work, **options)  # type: ignore[arg-type]
     try:
         for _ in track(done, description, len(wanted), unit):
             pass
@@ -33,6 +35,17 @@ def run(
         raise InputError(
             f"{error} Or set compute.scheduler ({compute.scheduler}) to local, threads or sync."
         ) from error
+
+
+def importable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function by a name that workers can import.
+
+    In a stage that was started as ``python -m stages.<stage>`` it belongs to ``__main__``, which
+    is another program on a worker.
+    """
+    if function.__module__ != "__main__":
+        return function
+    return getattr(import_module(sys.modules["__main__"].__spec__.name), function.__name__)  # type: ignore[union-attr]
 
 
 def run_parts(

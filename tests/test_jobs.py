@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from cache.store import jobs
 from cache.store.errors import InputError
 from stages.jobs import run
 from stages.params import ComputeParams
-from tests.conftest import Project, tree_bytes
+from tests.conftest import REPOSITORY, Project, tree_bytes
 
 ARTEFACTS = {
     "extract": Path("data/features.zarr"),
@@ -83,6 +85,23 @@ def test_every_scheduler_writes_the_same_bytes(
         project.set("compute.scheduler", name)
         project.ok(stage)
         assert tree_bytes(ARTEFACTS[stage]) == expected[stage], (name, stage)
+
+
+def test_stages_that_dvc_starts_run_on_a_cluster(project: Project, address: str) -> None:
+    """As `python -m stages.<stage>`, where a stage's functions belong to ``__main__``."""
+    project.set("compute.threads", 1)
+    project.ok("prepare", "extract", "context", "graph", "train", "segment")
+    expected = {stage: tree_bytes(path) for stage, path in ARTEFACTS.items()}
+    project.set("compute.scheduler", address)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    for stage, path in ARTEFACTS.items():
+        if stage != "extract":  # its shards are smaller here than in a process of its own
+            command = [sys.executable, "-m", f"stages.{stage}"]
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            assert tree_bytes(path) == expected[stage]
 
 
 def test_a_worker_that_is_killed_changes_nothing(

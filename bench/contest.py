@@ -18,7 +18,15 @@ import click
 import numpy as np
 import torch
 
-from bench.opponents import Scorer, fit_embedded, fit_kmeans, fit_probe, ncut, spectral
+from bench.opponents import (
+    Scorer,
+    fit_embedded,
+    fit_kmeans,
+    fit_probe,
+    import_ncut,
+    ncut,
+    spectral,
+)
 from cache import heads
 from cache.features import Features
 from cache.images import read_image
@@ -77,6 +85,8 @@ class Opponent(NamedTuple):
                 f"many dimensions to whiten, such as kmeans:late:64; found {text!r}"
             )
         method, level, whiten = matched.groups()
+        if method == "ncut":
+            import_ncut()
         return cls(method, level, int(whiten) if whiten else None)
 
 
@@ -100,6 +110,7 @@ def main(
     Reads data/ and params.yaml of the folder it runs in; the CRF is that of params.yaml. The probe
     is supervised, an upper reference. Prints one table, then its values as a line of JSON.
     """
+    named = {text: Opponent.of(text) for text in opponents}  # all, before any takes its time
     params = load()
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
     classes = len(read_labels("data/labels.csv")[0])
@@ -108,8 +119,7 @@ def main(
     for folder in folders:
         for name, table in trained(contest, folder).items():
             rows.setdefault(name, []).append(table)
-    for text in opponents:
-        opponent = Opponent.of(text)
+    for text, opponent in named.items():
         rows[text] = [score(contest, opponent, seed) for seed in range(seeds)]
     show(rows)
 

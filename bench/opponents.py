@@ -100,6 +100,20 @@ def ncut(
 
     Args:
         degree: mean of the affinities, which sets the width of the RBF; None is the package's.
+    """
+    model = import_ncut()(n_eig=vectors, A_degree=degree, device="cpu")
+
+    def embed(others: np.ndarray) -> np.ndarray:
+        with _seeded(seed), torch.inference_mode():
+            return model.transform(torch.from_numpy(others)).numpy()
+
+    with _seeded(seed), torch.inference_mode():
+        model.fit(torch.from_numpy(rows))
+    return embed(rows), embed
+
+
+def import_ncut() -> type:
+    """The package's class, which is optional.
 
     Raises:
         click.ClickException: the package is not installed.
@@ -111,15 +125,7 @@ def ncut(
             f"ncut needs the package ncut-pytorch, found none ({error}): "
             'pip install -c constraints.txt -e ".[ncut]"'
         ) from error
-    model = Ncut(n_eig=vectors, A_degree=degree, device="cpu")
-
-    def embed(others: np.ndarray) -> np.ndarray:
-        with _seeded(seed), torch.inference_mode():
-            return model.transform(torch.from_numpy(others)).numpy()
-
-    with _seeded(seed), torch.inference_mode():
-        model.fit(torch.from_numpy(rows))
-    return embed(rows), embed
+    return Ncut
 
 
 @contextmanager

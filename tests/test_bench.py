@@ -7,7 +7,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -59,10 +58,23 @@ def test_every_opponent_is_a_row_with_its_spread(project: Project) -> None:
     assert probe[0]["hungarian"][1] > best
 
 
-def test_an_unknown_opponent_is_refused(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("second", "text"),
+    [
+        ("kmean:last", "such as kmeans:late:64; found 'kmean:last'"),
+        ("ncut:last", "needs the package ncut-pytorch"),
+    ],
+)
+def test_an_opponent_that_cannot_run_is_refused_before_any_has_run(
+    monkeypatch: pytest.MonkeyPatch, project: Project, second: str, text: str
+) -> None:
     project.ok("prepare", "extract", "context")
-    result = CliRunner().invoke(contest.main, ["kmean:last"])
-    assert result.exit_code == 2 and "such as kmeans:late:64; found 'kmean:last'" in result.output
+    monkeypatch.setitem(sys.modules, "ncut_pytorch", None)
+    scored: list[object] = []
+    monkeypatch.setattr(contest, "score", lambda *asked: scored.append(asked))
+    result = CliRunner().invoke(contest.main, ["kmeans:last", second])
+    assert result.exit_code and text in result.output
+    assert not scored
 
 
 def test_the_spectrum_is_that_of_the_random_walk() -> None:
@@ -110,12 +122,6 @@ def test_embeddings_keep_separated_groups_apart(embed: str) -> None:
     for functions in (own, extend(unit_rows(rows + np.float32(0.01)))):
         cosines = unit_rows(functions) @ unit_rows(functions).T
         assert cosines[same].min() > cosines[~same].max()
-
-
-def test_ncut_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ncut_pytorch", None)
-    with pytest.raises(click.ClickException, match=r"needs the package ncut-pytorch.*\[ncut\]"):
-        opponents.ncut(around_axes(4, 6, 2), 2, 0, degree=None)
 
 
 def test_the_search_is_measured_on_queries_that_did_not_set_it(

@@ -160,10 +160,13 @@ def tree_bytes(folder: Path) -> dict[str, str]:
     }
 
 
-def kill_when(stage: str, pattern: str, count: int, before: str = "") -> None:
+def kill_when(stage: str, pattern: str, count: int, slow: str, before: str = "") -> None:
     """Run a stage in a process of its own; kill it when data/.work holds so many such files.
 
-    ``before`` is Python to run first: ``s`` is the stage's module.
+    Args:
+        slow: what writes these files, as the stage's module names it: it takes a while afterwards,
+            so that the kill comes before the end however busy the machine is.
+        before: Python to run first; ``s`` is the stage's module.
     """
     # As many threads as here: Dask, once started, leaves OMP_NUM_THREADS=1 in the environment.
     threads = {
@@ -171,9 +174,9 @@ def kill_when(stage: str, pattern: str, count: int, before: str = "") -> None:
     }
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **threads}
     patches = f"e.SHARD_PATCHES, e.TILE_PATCHES = {extract.SHARD_PATCHES}, {extract.TILE_PATCHES}"
-    program = (
-        f"import stages.extract as e, stages.{stage} as s; {patches}; {before or None}; s.main()"
-    )
+    wait = f"w = s.{slow}; s.{slow} = lambda *a, **k: (w(*a, **k), time.sleep(0.5))"
+    imports = f"import time, stages.extract as e, stages.{stage} as s"
+    program = f"{imports}; {patches}; {before or None}; {wait}; s.main()"
     command = [sys.executable, "-c", program]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120

@@ -86,7 +86,7 @@ def test_killed_and_restarted_gives_the_same_bytes(project: Project) -> None:
     project.ok("prepare", "extract")
     expected = tree_bytes(CACHE)
     shutil.rmtree(CACHE)
-    kill_when("extract", "features.zarr-*/done/*.json", 2)
+    kill_when("extract", "features.zarr-*/done/*.json", 2, "features.write_shard")
     assert not CACHE.exists()
     (work,) = Path("data/.work").glob("features.zarr-*[0-9a-f]")
     finished = {path.stem for path in (work / "done").glob("*.json")}

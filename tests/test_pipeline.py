@@ -124,15 +124,15 @@ def test_a_graph_of_another_version_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("stage", "out", "pattern", "count"),
+    ("stage", "out", "pattern", "slow"),
     [
-        ("graph", "data/graph.h5", "*/part-group-*.h5", 1),
-        ("train", "data/head", "*/checkpoint.safetensors", 1),
-        ("segment", "data/segments.h5", "*/part-*.h5", 1),
+        ("graph", "data/graph.h5", "*/part-group-*.h5", "write_group"),
+        ("train", "data/head", "*/checkpoint.safetensors", "heads.save_checkpoint"),
+        ("segment", "data/segments.h5", "*/part-*.h5", "write_maps"),
     ],
 )
 def test_killed_stages_go_on_and_end_the_same(
-    project: Project, stage: str, out: str, pattern: str, count: int
+    project: Project, stage: str, out: str, pattern: str, slow: str
 ) -> None:
     project.set("graph.rounds", 20)
     project.set("train.epochs", 30)
@@ -142,7 +142,7 @@ def test_killed_stages_go_on_and_end_the_same(
     path = Path(out)
     expected = tree_bytes(path)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    kill_when(stage, pattern, count)
+    kill_when(stage, pattern, 1, slow)
     assert not path.exists()
     result = project.run(stage)
     assert result.exit_code == 0, result.output

@@ -185,7 +185,8 @@ def test_a_killed_search_goes_on_and_ends_the_same(whole: Project) -> None:
     whole.ok("graph")
     expected = tree_bytes(Path("data/graph.h5"))
     Path("data/graph.h5").unlink()
-    kill_when("graph", "*/part-neighbours-*.h5", 1, "s.BLOCK_PATCHES = 100")
+    blocks = "s.BLOCK_PATCHES = 100"
+    kill_when("graph", "*/part-neighbours-*.h5", 1, "write_neighbours", blocks)
     result = whole.run("graph")
     assert result.exit_code == 0 and "resumed" in result.output, result.output
     assert tree_bytes(Path("data/graph.h5")) == expected

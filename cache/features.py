@@ -27,7 +27,7 @@ from cache.store.artefact import fingerprint, read_manifest, write_json, write_m
 from cache.store.errors import InputError
 from cache.store.shards import Shards, shard_file
 
-FORMAT = 2
+FORMAT = 3
 # What reading a damaged store raises: Zarr, its codecs and JSON have no error in common.
 DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
 FIT = "fit.safetensors"  # what a derived level was made with
@@ -64,7 +64,9 @@ def declare(
         shutil.rmtree(done, ignore_errors=True)
         _create(folder, channels, dtype, tiles, chunk, shard, shards)
         done.mkdir()
-    _write_tiles(folder, tiles)  # whatever a former run left of it
+    table = zarr.open_group(folder, mode="a").require_group("tiles")
+    for name in TILE_FIELDS.names or ():
+        table.create_array(name, data=tiles[name], overwrite=True)  # whatever a former run left
     return [number for number in range(shards) if not shard_finished(folder, done, number)]
 
 
@@ -84,12 +86,6 @@ def _create(
         if stored == "int8":
             shape = (shards * shard // chunk, width)
             _create_array(group, _scale(name), "float32", shape, 1, shard // chunk)
-
-
-def _write_tiles(folder: Path, tiles: np.ndarray) -> None:
-    table = zarr.open_group(folder, mode="a").require_group("tiles")
-    for name in TILE_FIELDS.names or ():
-        table.create_array(name, data=tiles[name], overwrite=True)
 
 
 def _digest(tiles: np.ndarray) -> str:
@@ -168,8 +164,10 @@ def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -
         raise InputError(f"{folder} lacks the shards {missing}: run the same command again.")
     for stale in folder.rglob("*.partial*"):
         stale.unlink()
-    tiles = _digest(read_tiles(folder))
-    write_manifest(folder / "manifest.json", {"format": FORMAT, **manifest, "tiles": tiles})
+    digests = {"tiles": _digest(read_tiles(folder))}
+    if (folder / FIT).exists():
+        digests["fit"] = tensors.read(folder / FIT)[2]
+    write_manifest(folder / "manifest.json", {"format": FORMAT, **manifest, **digests})
 
 
 def write_fit(folder: Path, values: Mapping[str, Any]) -> None:
@@ -177,17 +175,23 @@ def write_fit(folder: Path, values: Mapping[str, Any]) -> None:
     tensors.write(folder / FIT, tensors.pack(values), {})
 
 
-def read_fit(folder: str | Path) -> dict[str, Any] | None:
-    """What `write_fit` wrote; None where there is nothing.
+def read_fit(folder: str | Path, sha256: str | None = None) -> dict[str, Any] | None:
+    """What `write_fit` wrote.
+
+    Args:
+        sha256: the digest that the manifest names; None = any, or no file, before there is one.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, missing or another.
     """
     path = Path(folder) / FIT
-    try:
-        return tensors.unpack(tensors.read(path)[0])
-    except FileNotFoundError:
+    if sha256 is None and not path.exists():
         return None
+    try:
+        values, _, found = tensors.read(path)
+        if found != (sha256 or found):
+            raise InputError("it belongs to another cache than the manifest")
+        return tensors.unpack(values)
     except tensors.DAMAGE as error:
         raise InputError(
             f"{path} is damaged ({error}): delete {folder} and run `dvc repro context`."
@@ -224,6 +228,7 @@ class Features:
             if array.dtype == np.int8
         }
         self._made_by = dict.fromkeys(self._arrays, (path, stage))
+        self._fit = path, manifest.get("fit")
 
     @classmethod
     def open(cls, path: str | Path, stage: str = "extract") -> Self:
@@ -269,6 +274,7 @@ class Features:
             )
         both = copy(self)
         both.fingerprint = fingerprint(self.fingerprint, other.fingerprint)
+        both._fit = other._fit
         for name in ("_levels", "_arrays", "_scales", "_made_by"):
             setattr(both, name, {**getattr(other, name), **getattr(self, name)})
         return both
@@ -294,6 +300,15 @@ class Features:
             InputError: the cache does not hold that level.
         """
         return self._arrays[self.array(level)].channels
+
+    def fit(self) -> dict[str, Any] | None:
+        """What the levels of the second cache were made with (`write_fit`); None without any.
+
+        Raises:
+            InputError: it is damaged or missing.
+        """
+        folder, digest = self._fit
+        return read_fit(folder, digest) if digest else None
 
     def layout(self) -> tuple[int, int, int]:
         """Slots in a chunk and in a shard, and the number of shards."""

@@ -19,7 +19,7 @@ from cache.store import tensors
 from cache.store.artefact import read_manifest, write_manifest
 from cache.store.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 FILES = ("head", "kmeans")
 LOG = logging.getLogger(__name__)
 

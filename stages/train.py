@@ -13,7 +13,6 @@ import click
 import numpy as np
 import torch
 
-from cache import features as store
 from cache import heads, results
 from cache.features import Features
 from cache.graphs import Graphs
@@ -61,14 +60,13 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
         with work_folder(out, manifest["fingerprint"]) as work:
             head, rows, waited = fit_head(params, cache, graphs, work)
             fitted = fit_kmeans(params, cache, tiles, head)
-            fit = store.read_fit(context)
+            fit = cache.fit()
             heads.save_head(
                 work / "head",
                 head.state_dict(),
                 {**fitted, **({"context": fit} if fit else {})},
-                manifest,
+                {**manifest, "curve": results.write_curve(curve, rows)},
             )
-            results.write_curve(curve, rows)
             publish(work / "head", out)
     click.echo(
         f"{out}: K = {params.clusters}, {len(rows)} steps, loss {rows[-1]['loss']:.4f}, "
@@ -251,7 +249,7 @@ def describe(params: Params, cache: Features, graphs: Graphs) -> dict:
         "graph": graphs.manifest["fingerprint"],
         "features": cache.fingerprint,
     }
-    mark = fingerprint("head", 2, choices)
+    mark = fingerprint("head", heads.FORMAT, choices)
     return {**choices, "backbone": cache.manifest, "fingerprint": mark}
 
 

@@ -153,3 +153,36 @@ def test_an_edited_manifest_is_not_believed(
     project.fails(stage, f"data/{folder}/manifest.json is not as it was written", "run `")
     path.write_text(json.dumps({k: v for k, v in stored.items() if k != key}))
     project.fails(stage, "is not as it was written")
+
+
+@pytest.mark.parametrize("name", ["a\rb.jpg", "a\nb.jpg", "\udcff.jpg"])
+def test_names_that_break_lines_or_are_no_utf8_are_refused(project: Project, name: str) -> None:
+    shutil.copy("photos/images/val/000.jpg", f"photos/images/val/{name}")
+    found = project.fails("prepare", "names of images must be UTF-8 without control characters")
+    assert repr(name)[1:-1] in found and len(found.splitlines()) == 1
+
+
+def test_names_of_all_languages_are_taken(project: Project) -> None:
+    for kind, ending in (("images", "jpg"), ("labels", "png")):
+        Path(f"photos/{kind}/val/000.{ending}").rename(
+            f"photos/{kind}/val/寫真, Bild\u202f1.{ending}"
+        )
+    project.ok("prepare", "extract")
+
+
+def test_classes_that_are_no_utf8_are_named(project: Project) -> None:
+    Path("photos/classes.txt").write_bytes("ciel\nprairie\nchauss\xe9e\nbox\n".encode("latin-1"))
+    project.fails("prepare", "photos/classes.txt must be a text in UTF-8", "save it as UTF-8")
+
+
+def test_a_terminated_stage_says_so_and_lets_go(project: Project) -> None:
+    project.ok("prepare")
+    program = (
+        "import os, signal, stages.extract as s; s.describe = lambda *a: os.kill(os.getpid(), "
+    )
+    command = [sys.executable, "-c", f"{program}signal.SIGTERM); s.main()"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    stopped = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 143
+    assert stopped.stderr.startswith("stopped by SIGTERM.") and "Traceback" not in stopped.stderr
+    project.ok("extract")

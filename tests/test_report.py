@@ -325,7 +325,7 @@ def test_report_is_made_anew_and_the_same(scored: Project) -> None:
 
 
 def test_names_are_escaped_in_the_page(scored: Project) -> None:
-    names = "<b>sky</b>\nmeadow & more\nroad\n$box\n"
+    names = "<b>sky</b>\nmeadow & more\n$\\frac{$\n$box\n"
     (scored.folder / "photos/classes.txt").write_text(names)
     scored.ok("prepare", "eval", "report")
     page = Path("results/report/index.html").read_text()

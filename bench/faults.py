@@ -86,6 +86,7 @@ class Lab:
         self._finish(self.base, ())
         for changed, settings in ((self.other, ()), (self.reseeded, ("seed=1",))):
             shutil.copytree(self.base, changed)
+            shutil.rmtree(changed / "out")
             change_params(changed / "params.yaml", changed / "params.yaml", settings)
         for path in sorted((self.other / "photos/images").rglob("*.jpg")):
             turn_photo(path)

@@ -1,4 +1,4 @@
-"""The kinds of faults of the campaign: each injures a copied project and says how the stage ended."""
+"""The kinds of faults of the campaign: each injures a copied project and says how it ended."""
 
 from __future__ import annotations
 
@@ -271,12 +271,14 @@ def changed_inputs(lab: Lab, folder: Path, draw: Draw) -> Found:
 
 SECTIONS = {"extract": "extract", "context": "context", "graph": "graph", "head": "train",
             "train": "train", "kmeans": "train", "segment": "segment"}  # fmt: skip
-VALUES = (-1, 0, 1, 0.5, 3, float("inf"), float("nan"), -0.5, "x", "", None, [], {}, True, [-1],
-          1e300, 1e-300, "1e6", 2**70, "../x", ["last", "last"])  # fmt: skip
+VALUES: tuple[Any, ...] = (
+    -1, 0, 1, 0.5, 3, float("inf"), float("nan"), -0.5, "x", "", None, [], {}, True, [-1],
+    1e300, 1e-300, "1e6", 2**70, "../x", ["last", "last"],
+)  # fmt: skip
 
 
 def bad_parameters(lab: Lab, folder: Path, draw: Draw) -> Found:
-    """A parameter has a strange value, or params.yaml is damaged; what is taken gives finite values."""
+    """A parameter has a strange value, or params.yaml is damaged; what is taken is finite."""
     lab.copy(folder)
     path = folder / "params.yaml"
     if not draw.integers(4):
@@ -350,9 +352,9 @@ def odd_images(lab: Lab, folder: Path, draw: Draw) -> Found:
     ended = run(folder, "predict", "photos/images/val", "--out", "odd", "--mapping", "none")
     outcome = lab.judge(folder, "predict", clue, ended)
     if not ended.code:
-        with Image.open(folder / "odd/labels" / Path(name).with_suffix(".png")) as found:
-            with Image.open(path) as asked:
-                outcome = "right" if found.size == asked.size else "silently wrong"
+        labels = folder / "odd/labels" / Path(name).with_suffix(".png")
+        with Image.open(labels) as found, Image.open(path) as asked:
+            outcome = "right" if found.size == asked.size else "silently wrong"
     return outcome, f"predict {name!r}: {ended.code} {ended.output[-300:]!r}"
 
 

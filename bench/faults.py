@@ -1,4 +1,4 @@
-"""A campaign of faults, drawn from a seed: what is damaged, killed or changed ends right or is told.
+"""A campaign of faults, drawn from a seed: what is damaged or killed ends right, or is told.
 
 Every trial copies a small finished project, injures the copy, runs a stage that reads what was
 injured, and compares what it wrote with the project's. Stages run in forks of this process.
@@ -56,8 +56,8 @@ SETTINGS = (
 )  # fmt: skip
 LIMIT = 90  # seconds of a stage, after which it hangs
 WAY_OUT = re.compile(
-    r"\b(run|replace|remove|rename|delete|correct|choose|set|lower|change|make room|restore|wait|add|"
-    r"valid|must|should|put|start|give|leave|export)\b",
+    r"\b(run|replace|remove|rename|delete|correct|choose|set|lower|change|make room|restore|wait|"
+    r"add|valid|must|should|put|start|give|leave|export)\b",
     re.IGNORECASE,
 )
 

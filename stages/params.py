@@ -307,7 +307,7 @@ def _fault(key: str, item: object) -> str:
     if details["type"] == "extra_forbidden":
         return f"{key}: unknown key; valid here: {', '.join(_siblings(key))}"
     if details["type"] == "missing":
-        return f"{key}: missing"
+        return f"{key}: missing, add it"
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":
         return f"{key}: {message}" if key else message

@@ -16,6 +16,7 @@ import pytest
 
 from cache.features import TILE_FIELDS
 from cache.store import parts
+from cache.store.errors import InputError
 from tests.conftest import REPOSITORY, Project, tree_bytes
 
 
@@ -37,6 +38,7 @@ WRITE = """
 import sys, numpy as np
 from pathlib import Path
 from cache.store import parts
+from cache.store.errors import InputError
 with parts.write_part(Path(sys.argv[1]), "a") as file:
     for i in range(8):
         parts.dataset(file, f"values{i}", np.arange(20_000, dtype=np.int64) + 1)
@@ -186,3 +188,20 @@ def test_a_terminated_stage_says_so_and_lets_go(project: Project) -> None:
     assert stopped.returncode == 143
     assert stopped.stderr.startswith("stopped by SIGTERM.") and "Traceback" not in stopped.stderr
     project.ok("extract")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_chunk_that_became_zeros_is_found(tmp_path: Path, compress: bool) -> None:
+    """Its Fletcher-32 became zero too, which is that of zeros."""
+    with parts.write_part(tmp_path, "a") as file:
+        parts.dataset(file, "values", np.arange(1000), compress=compress)
+    parts.assemble(tmp_path, ["a"], tmp_path / "out.h5", {})
+    with h5py.File(tmp_path / "out.h5") as file:
+        chunk = file["values"].id.get_chunk_info(0)
+        assert chunk.filter_mask == 0
+    with open(tmp_path / "out.h5", "r+b") as stored:
+        stored.seek(chunk.byte_offset)
+        stored.write(bytes(chunk.size))
+    file, _ = parts.open_complete(tmp_path / "out.h5", "graph")
+    with file, pytest.raises(InputError, match="values is damaged"):
+        parts.read(file["values"])

@@ -177,6 +177,14 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid4().hex}.partial")
 
 
+def read_marker(path: Path) -> Any:
+    """JSON of unfinished work; None where it is missing or damaged: the work is done again."""
+    try:
+        return read_json(path, "")
+    except (InputError, OSError):
+        return None
+
+
 def read_json(path: str | Path, way_out: str) -> Any:
     """Read JSON; a missing or broken file is an error that ends with ``way_out``."""
     try:

@@ -221,8 +221,10 @@ def mixed(lab: Lab, folder: Path, draw: Draw) -> Found:
         stage = "report"  # eval may take label maps of any seed
     else:
         stage = pick(draw, READERS[artefact])
-    if artefact == "data/index.csv" and stage == "extract":
-        stage = "eval"  # an index of other photos is a fine start
+    # An index or features of other photos are a fine start.
+    stage = {("data/index.csv", "extract"): "eval", ("data/features.zarr", "context"): "graph"}.get(
+        (artefact, stage), stage
+    )
     path = folder / artefact
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     here = source / artefact

@@ -240,8 +240,8 @@ def as_markdown(table: dict[str, Counter]) -> str:
 def main(trials: int, seed: int, only: tuple[str, ...]) -> None:
     """Injure small projects in many ways; print trials x outcome, and every trial that ended ill.
 
-    Each line of an ill end names kind, seed and number, and what was done. As root a full disk is
-    tried too.
+    Each line of an ill end names kind, seed and number, and what was done; then it exits with 1. As
+    root a full disk is tried too. Stages write to copies in the temporary folder.
     """
     from bench.fault_kinds import KINDS, quiet
 
@@ -253,6 +253,8 @@ def main(trials: int, seed: int, only: tuple[str, ...]) -> None:
         table = campaign(lab, kinds, trials, seed, lambda text: click.echo(text, err=True))
     click.echo(as_markdown(table))
     click.echo(json.dumps({"seed": seed, "seconds": round(time.monotonic() - began), **table}))
+    ill = set(OUTCOMES) - {"right", "clear error"}
+    sys.exit(int(any(found[outcome] for found in table.values() for outcome in ill)))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,9 @@ class Stage(click.Command):
         try:
             with _stopped_in_words():
                 return super().invoke(ctx)
-        except (ValueError, ArithmeticError, OSError, MemoryError) as error:
-            if os.environ.get("EIGENSEG_TRACEBACK"):
+        except (ValueError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
+            bug = isinstance(error, RuntimeError) and not _for_lack_of_memory(error)
+            if bug or os.environ.get("EIGENSEG_TRACEBACK"):
                 raise
             # A name that is no UTF-8 cannot be printed as it is.
             text = _explain(error).encode("utf-8", "backslashreplace").decode()
@@ -70,9 +71,19 @@ def _stopped_in_words() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
+def _for_lack_of_memory(error: Exception) -> bool:
+    """Whether Python, or torch (whose error is a RuntimeError), could not get memory."""
+    return isinstance(error, MemoryError) or (
+        "memory" in str(error) and isinstance(error, RuntimeError)
+    )
+
+
 def _explain(error: Exception) -> str:
-    if isinstance(error, MemoryError):
-        return f"not enough memory ({error}): lower `extract.batch`, `graph.group_images` or sizes."
+    if _for_lack_of_memory(error):
+        return (
+            f"the memory is too small ({str(error)[:200]}): lower `extract.batch`, "
+            "`graph.group_images`, `clusters` or the sizes of the head."
+        )
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left on device" in str(error):  # HDF5 gives its own text
         return (

@@ -225,7 +225,7 @@ def fit_kmeans(params: Params, cache: Features, tiles: np.ndarray, head: Head) -
 
 
 def check_clusters(params: Params, cache: Features, tiles: np.ndarray) -> None:
-    """Find more clusters than patches, or a missing level, before anything is computed."""
+    """Find more clusters than patches, or a level that does not fit, before all computing."""
     patches = sum(cache.sizes(tiles))
     if params.clusters > patches:
         raise InputError(
@@ -234,6 +234,12 @@ def check_clusters(params: Params, cache: Features, tiles: np.ndarray) -> None:
         )
     for level in (*params.head.levels, params.kmeans.level):
         cache.array(level)
+    channels = cache.channels(params.kmeans.level)
+    if (params.kmeans.whiten or 0) > channels:
+        raise InputError(
+            f"kmeans.whiten must be at most the {channels} channels of {params.kmeans.level}, "
+            f"found {params.kmeans.whiten}: lower it, or set it to null"
+        )
 
 
 def describe(params: Params, cache: Features, graphs: Graphs) -> dict:

@@ -196,6 +196,16 @@ def test_a_job_that_kills_its_workers_ends_the_run(tmp_path: Path) -> None:
         run(die, [()], compute("local"), tmp_path, "dying")
 
 
+def test_a_worker_with_another_version_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(jobs, "_CODE", "another")  # here, not in the workers that run
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="must run the same version of this project and of torch"):
+        run(note_threads, [("0",)], compute(address), ".", "noting")
+    assert not Path("notes/0").exists()
+
+
 def test_a_worker_that_does_not_see_the_folder_is_named(tmp_path: Path) -> None:
     home, text = str(tmp_path), r"must see the project's folder .*\(with data/.work/x in it\)"
     with pytest.raises(InputError, match=text):

@@ -179,10 +179,8 @@ def test_classes_that_are_no_utf8_are_named(project: Project) -> None:
 
 def test_a_terminated_stage_says_so_and_lets_go(project: Project) -> None:
     project.ok("prepare")
-    program = (
-        "import os, signal, stages.extract as s; s.describe = lambda *a: os.kill(os.getpid(), "
-    )
-    command = [sys.executable, "-c", f"{program}signal.SIGTERM); s.main()"]
+    program = "import signal, stages.extract as s; s.describe = lambda *a: signal.raise_signal(15)"
+    command = [sys.executable, "-c", f"{program}; s.main()"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     stopped = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert stopped.returncode == 143

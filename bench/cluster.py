@@ -147,26 +147,33 @@ def cluster(folder: Path, workers: int) -> Iterator[str]:
 @contextmanager
 def scheduler(folder: Path) -> Iterator[str]:
     """A Dask scheduler on a free port of loopback; yields its address."""
-    with tempfile.TemporaryDirectory() as temporary:
-        told = Path(temporary) / "scheduler.json"
-        options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", told]
-        with _process(folder, "distributed.cli.dask_scheduler", *map(str, options)):
-            until(lambda: told.exists() and told.read_text().rstrip().endswith("}"))
-            yield json.loads(told.read_text())["address"]
+    with scheduler_process(folder) as (address, _):
+        yield address
 
 
 @contextmanager
-def worker(folder: Path, address: str) -> Iterator[subprocess.Popen]:
+def scheduler_process(folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address of a Dask scheduler, and its process."""
+    with tempfile.TemporaryDirectory() as temporary:
+        told = Path(temporary) / "scheduler.json"
+        options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", told]
+        with _process(folder, "distributed.cli.dask_scheduler", *map(str, options)) as process:
+            until(lambda: told.exists() and told.read_text().rstrip().endswith("}"))
+            yield json.loads(told.read_text())["address"], process
+
+
+@contextmanager
+def worker(folder: Path, address: str, code: Path = REPOSITORY) -> Iterator[subprocess.Popen]:
     """A Dask worker that runs one job at a time and is not started again when it dies."""
     options = ["--no-nanny", "--no-dashboard", "--nthreads", "1"]
-    with _process(folder, "distributed.cli.dask_worker", address, *options) as process:
+    with _process(folder, "distributed.cli.dask_worker", address, *options, code=code) as process:
         yield process
 
 
 @contextmanager
-def _process(folder: Path, *command: str) -> Iterator[subprocess.Popen]:
+def _process(folder: Path, *command: str, code: Path = REPOSITORY) -> Iterator[subprocess.Popen]:
     # One thread for OpenMP, as Dask's nanny gives its workers.
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", *command], cwd=folder, env=environment, stderr=subprocess.DEVNULL
     )

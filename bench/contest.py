@@ -113,7 +113,7 @@ def main(
     named = {text: Opponent.of(text) for text in opponents}  # all, before any takes its time
     params = load()
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
-    classes = len(read_labels("data/labels.csv")[0])
+    classes = len(read_labels("data/labels.csv", read_index("data/index.csv"))[0])
     contest = Contest(params, cache, classes, clusters, patches, k, degree, epochs)
     rows: dict[str, list[Table]] = {}
     for folder in folders:
@@ -143,7 +143,8 @@ def spread(values: Sequence[float]) -> str:
 
 def labelled(contest: Contest, split: str) -> Iterator[Labelled]:
     """The labelled images of a split."""
-    rows, (_, truth) = read_index("data/index.csv"), read_labels("data/labels.csv")
+    rows = read_index("data/index.csv")
+    _, truth = read_labels("data/labels.csv", rows)
     for tile in contest.cache.tiles_of(split).tolist():
         entry = contest.cache.tiles[tile]
         row = rows[entry["image"]]

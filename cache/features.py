@@ -10,7 +10,6 @@ holds the scales, in shards of the same number.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -23,11 +22,17 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from cache.store import int8, tensors
-from cache.store.artefact import fingerprint, read_manifest, write_json, write_manifest
+from cache.store.artefact import (
+    fingerprint,
+    read_manifest,
+    read_marker,
+    write_json,
+    write_manifest,
+)
 from cache.store.errors import InputError
-from cache.store.shards import Shards, shard_file
+from cache.store.shards import Shards, is_whole, layout_mark, mark_whole, shard_file
 
-FORMAT = 2
+FORMAT = 3
 # What reading a damaged store raises: Zarr, its codecs and JSON have no error in common.
 DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
 FIT = "fit.safetensors"  # what a derived level was made with
@@ -59,20 +64,22 @@ def declare(
         shard: slots in a shard, what one job writes.
         shards: number of shards.
     """
-    if not (done.is_dir() and folder.is_dir()):
+    marker = done.with_name("layout.json")
+    if not done.is_dir() or read_marker(marker) != layout_mark(folder):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(done, ignore_errors=True)
-        _create(folder, channels, dtype, tiles, chunk, shard, shards)
+        _create(folder, channels, dtype, chunk, shard, shards)
+        _write_tiles(folder, tiles)
         done.mkdir()
+        write_json(marker, layout_mark(folder))
     _write_tiles(folder, tiles)  # whatever a former run left of it
-    return [number for number in range(shards) if not shard_finished(folder, done, number)]
+    return [n for n in range(shards) if not is_whole(done / f"{n}.json", folder, read=True)]
 
 
 def _create(
     folder: Path,
     channels: Mapping[str, int],
     dtype: str,
-    tiles: np.ndarray,
     chunk: int,
     shard: int,
     shards: int,
@@ -134,7 +141,7 @@ def write_shard(folder: Path, done: Path, shard: int, arrays: Mapping[str, np.nd
         done: folder of the markers.
         arrays: float16 ``(slots of a shard, C)`` each, NaN where no tile lies.
     """
-    sizes = {}
+    files = []
     for name, values in arrays.items():
         array = Shards(folder, name)
         written = {name: values}
@@ -142,19 +149,8 @@ def write_shard(folder: Path, done: Path, shard: int, arrays: Mapping[str, np.nd
             written[name], written[_scale(name)] = int8.encode(values, array.chunk)
         for part, content in written.items():
             Shards(folder, part).write(shard, content)
-            sizes[part] = shard_file(folder, part, shard).stat().st_size
-    write_json(done / f"{shard}.json", sizes)
-
-
-def shard_finished(folder: Path, done: Path, shard: int) -> bool:
-    """Whether a shard was written whole: its marker is there and the files have their sizes."""
-    try:
-        sizes = json.loads((done / f"{shard}.json").read_text())
-        return all(
-            shard_file(folder, name, shard).stat().st_size == size for name, size in sizes.items()
-        )
-    except (OSError, ValueError):
-        return False
+            files.append(shard_file(folder, part, shard))
+    mark_whole(done / f"{shard}.json", folder, files)
 
 
 def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -> None:
@@ -163,13 +159,15 @@ def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -
     Raises:
         InputError: a shard is missing.
     """
-    missing = [shard for shard in range(shards) if not shard_finished(folder, done, shard)]
+    missing = [n for n in range(shards) if not is_whole(done / f"{n}.json", folder, read=False)]
     if missing:
         raise InputError(f"{folder} lacks the shards {missing}: run the same command again.")
     for stale in folder.rglob("*.partial*"):
         stale.unlink()
-    tiles = _digest(read_tiles(folder))
-    write_manifest(folder / "manifest.json", {"format": FORMAT, **manifest, "tiles": tiles})
+    digests = {"tiles": _digest(read_tiles(folder)), "layout": layout_mark(folder)}
+    if (folder / FIT).exists():
+        digests["fit"] = tensors.read(folder / FIT)[2]
+    write_manifest(folder / "manifest.json", {"format": FORMAT, **manifest, **digests})
 
 
 def write_fit(folder: Path, values: Mapping[str, Any]) -> None:
@@ -177,17 +175,23 @@ def write_fit(folder: Path, values: Mapping[str, Any]) -> None:
     tensors.write(folder / FIT, tensors.pack(values), {})
 
 
-def read_fit(folder: str | Path) -> dict[str, Any] | None:
-    """What `write_fit` wrote; None where there is nothing.
+def read_fit(folder: str | Path, sha256: str | None = None) -> dict[str, Any] | None:
+    """What `write_fit` wrote.
+
+    Args:
+        sha256: the digest that the manifest names; None = any, or no file, before there is one.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, missing or another.
     """
     path = Path(folder) / FIT
-    try:
-        return tensors.unpack(tensors.read(path)[0])
-    except FileNotFoundError:
+    if sha256 is None and not path.exists():
         return None
+    try:
+        values, _, found = tensors.read(path)
+        if found != (sha256 or found):
+            raise InputError("it belongs to another cache than the manifest")
+        return tensors.unpack(values)
     except tensors.DAMAGE as error:
         raise InputError(
             f"{path} is damaged ({error}): delete {folder} and run `dvc repro context`."
@@ -224,6 +228,7 @@ class Features:
             if array.dtype == np.int8
         }
         self._made_by = dict.fromkeys(self._arrays, (path, stage))
+        self._fit = path, manifest.get("fit")
 
     @classmethod
     def open(cls, path: str | Path, stage: str = "extract") -> Self:
@@ -246,12 +251,13 @@ class Features:
                 f"this version reads {FORMAT}: {way_out}"
             )
         try:
+            if layout_mark(path) != manifest["layout"]:
+                raise ValueError("the metadata of its arrays differ")
             opened = cls(path, manifest, read_tiles(path), stage)
-            whole = _digest(opened.tiles) == manifest["tiles"]
+            if _digest(opened.tiles) != manifest["tiles"]:
+                raise ValueError("its table of tiles differs")
         except DAMAGE as error:
             raise InputError(f"{path} is damaged ({error!r}): {again}") from error
-        if not whole:
-            raise InputError(f"{path} is damaged: its table of tiles differs: {again}")
         return opened
 
     def beside(self, path: str | Path, stage: str = "context") -> Self:
@@ -269,6 +275,7 @@ class Features:
             )
         both = copy(self)
         both.fingerprint = fingerprint(self.fingerprint, other.fingerprint)
+        both._fit = other._fit
         for name in ("_levels", "_arrays", "_scales", "_made_by"):
             setattr(both, name, {**getattr(other, name), **getattr(self, name)})
         return both
@@ -294,6 +301,15 @@ class Features:
             InputError: the cache does not hold that level.
         """
         return self._arrays[self.array(level)].channels
+
+    def fit(self) -> dict[str, Any] | None:
+        """What the levels of the second cache were made with (`write_fit`); None without any.
+
+        Raises:
+            InputError: it is damaged or missing.
+        """
+        folder, digest = self._fit
+        return read_fit(folder, digest) if digest else None
 
     def layout(self) -> tuple[int, int, int]:
         """Slots in a chunk and in a shard, and the number of shards."""

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from cache.store import tensors
-from cache.store.artefact import read_manifest, write_manifest
+from cache.store.artefact import read_manifest, sweep, write_manifest
 from cache.store.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 FILES = ("head", "kmeans")
 LOG = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def save_head(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
+    sweep(folder, "*")  # a kill in here left it
     arrays = tensors.pack(
         {
             f"{name}.{field}": value

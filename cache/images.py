@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +33,7 @@ class Photo(NamedTuple):
     path: Path
 
 
-def read_image(path: str | Path, way_out: str = _WAY_OUT) -> np.ndarray:
+def read_image(path: str | Path, way_out: str = _WAY_OUT, sha256: str | None = None) -> np.ndarray:
     """Decode one image file.
 
     Greyscale, palette, RGBA (its colours, alpha dropped), CMYK and 16-bit files all come out as
@@ -40,13 +41,14 @@ def read_image(path: str | Path, way_out: str = _WAY_OUT) -> np.ndarray:
 
     Args:
         way_out: what the error tells to do.
+        sha256: the hash that the file had when it was checked; None = any.
 
     Returns:
         uint8 ``(height, width, 3)``.
 
     Raises:
         InputError: the file is missing, truncated, not an image, of values without a known range,
-            or many times as long as it is wide.
+            many times as long as it is wide, or has changed since.
     """
     try:
         with Image.open(path) as image:
@@ -56,9 +58,13 @@ def read_image(path: str | Path, way_out: str = _WAY_OUT) -> np.ndarray:
                     f"{image.height} px: cut it"
                 )
             image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+            pixels = np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        found = sha256 and file_hash(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be decoded ({error}). {way_out}") from error
+    if found != sha256:
+        raise InputError(f"{path} has changed since it was checked: run prepare again.")
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -177,11 +183,23 @@ def _photos(path: Path, others: Sequence[Path]) -> list[Photo]:
 
 def _files(folder: Path) -> list[Path]:
     """Image files below a folder; hidden files and other types are passed over."""
-    return sorted(
+    files = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
+    strange = [str(file) for file in files if _unprintable(str(file.relative_to(folder)))]
+    if strange:
+        raise InputError(
+            f"names of images must be UTF-8 without control characters, found {strange[:10]}: "
+            "rename them."
+        )
+    return files
+
+
+def _unprintable(name: str) -> bool:
+    """Whether a name breaks lines, or is of bytes that are no UTF-8 (Python's surrogates)."""
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 
 def stem(folder: Path, path: Path) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cache.store.artefact import write_text
-from cache.store.errors import InputError
+from cache.store.artefact import fingerprint
+from cache.store.tables import read_table, write_table
 
 
 class ImageRow(NamedTuple):
@@ -25,29 +23,21 @@ class ImageRow(NamedTuple):
 
 
 def write_index(path: str | Path, rows: Sequence[ImageRow]) -> None:
-    """Write the rows as CSV with a header, atomically."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(ImageRow._fields)
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    """Write the rows as CSV with a header and a digest, atomically."""
+    write_table(path, ImageRow._fields, rows, "")
 
 
 def read_index(path: str | Path) -> list[ImageRow]:
     """Read the rows back; position in the list equals the id.
 
     Raises:
-        InputError: the file is missing or was not written by the prepare stage.
+        InputError: the file is missing or not as the prepare stage wrote it.
     """
     way_out = "run `eigenseg prepare` (or `dvc repro prepare`) first."
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            table = list(csv.reader(file))
-    except FileNotFoundError as error:
-        raise InputError(f"the index {path} is missing: {way_out}") from error
-    if not table or tuple(table[0]) != ImageRow._fields:
-        raise InputError(f"{path} is no index of images (its header differs): {way_out}")
-    rows = [ImageRow(int(i), s, n, p, int(h), int(w), x) for i, s, n, p, h, w, x in table[1:]]
-    if [row.id for row in rows] != list(range(len(rows))):
-        raise InputError(f"{path} has ids out of order: {way_out}")
-    return rows
+    table, _ = read_table(path, ImageRow._fields, way_out)
+    return [ImageRow(int(i), s, n, p, int(h), int(w), x) for i, s, n, p, h, w, x in table]
+
+
+def images_mark(rows: Sequence[ImageRow]) -> str:
+    """Fingerprint of the images in their order, by content: a new name changes nothing."""
+    return fingerprint([(row.split, row.height, row.width, row.sha256) for row in rows])

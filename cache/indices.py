@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 from faiss.contrib.ondisk import merge_ondisk
 
-from cache.store.artefact import file_hash, read_json, write_json
+from cache.store.artefact import file_hash, read_manifest, write_manifest
 from cache.store.errors import InputError
 
 IN_MEMORY = 4 << 30  # bytes of codes that are held while the index is filled
@@ -59,13 +59,13 @@ def _write_piece(folder: Path, number: int, index: faiss.IndexIVF) -> str:
 def complete_index(folder: Path, facts: dict[str, Any]) -> None:
     """Write last what says that the index is whole: facts of the search, and digests."""
     digests = {name: file_hash(folder / name) for name in NAMES[:2] if (folder / name).exists()}
-    write_json(folder / NAMES[2], {**facts, "sha256": digests})
+    write_manifest(folder / NAMES[2], {**facts, "sha256": digests})
 
 
 def index_facts(folder: Path) -> dict[str, Any] | None:
     """What `complete_index` was given; None where the index is not whole, or damaged."""
     try:
-        facts = read_json(folder / NAMES[2], "")
+        facts = read_manifest(folder / NAMES[2], "")
         digests = facts.pop("sha256")
         whole = all(file_hash(folder / name) == digest for name, digest in digests.items())
     except (InputError, OSError, KeyError, AttributeError):

@@ -5,7 +5,6 @@ A label is an index PNG: 8-bit greyscale or palette, one class index per pixel, 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from cache.index import ImageRow
-from cache.store.artefact import write_text
+from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
+from cache.store.tables import read_table, write_table
 
 IGNORE = 255
 _HEADER = ("kind", "id", "value", "sha256")
@@ -115,12 +115,17 @@ def read_classes(root: str | Path) -> list[str]:
         The names; none where there is no such file.
 
     Raises:
-        InputError: a line is empty or repeated, or there are more classes than 8 bits can index.
+        InputError: it is no text in UTF-8, a line is empty or repeated, or there are more classes
+            than 8 bits can index.
     """
     path = Path(root) / "classes.txt"
     if not path.is_file():
         return []
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be a text in UTF-8 ({error}): save it as UTF-8.") from error
+    names = [line.strip() for line in text.rstrip().splitlines()]
     for number, name in enumerate(names, start=1):
         if not name or name in names[: number - 1]:
             raise InputError(
@@ -197,34 +202,34 @@ def _some(items: Sequence[object]) -> str:
     return ", ".join(str(item) for item in items[:_SHOWN]) + more
 
 
-def write_labels(path: str | Path, classes: Sequence[str], rows: Sequence[LabelRow]) -> None:
-    """Write classes and labels as one CSV, atomically; without labels no class is written."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_HEADER)
-    if rows:
-        writer.writerows(("class", index, name, "") for index, name in enumerate(classes))
-    writer.writerows(("image", *row) for row in rows)
-    write_text(path, buffer.getvalue())
+def write_labels(
+    path: str | Path, classes: Sequence[str], rows: Sequence[LabelRow], images: Sequence[ImageRow]
+) -> None:
+    """Write classes and labels as one CSV, atomically; without labels no class is written.
+
+    Args:
+        images: the index whose ids the labels name.
+    """
+    named = [("class", index, name, "") for index, name in enumerate(classes) if rows]
+    table = [*named, *(("image", *row) for row in rows)]
+    write_table(path, _HEADER, table, fingerprint(images))
 
 
-def read_labels(path: str | Path) -> tuple[list[str], dict[int, LabelRow]]:
+def read_labels(
+    path: str | Path, images: Sequence[ImageRow]
+) -> tuple[list[str], dict[int, LabelRow]]:
     """Read back what `write_labels` wrote.
 
     Returns:
         The class names by index, and the labels by image id; both empty without labels.
 
     Raises:
-        InputError: the file is missing or was not written by the prepare stage.
+        InputError: the file is missing, not as the prepare stage wrote it, or of other images.
     """
     way_out = "run `eigenseg prepare` (or `dvc repro prepare`) first."
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            table = list(csv.reader(file))
-    except FileNotFoundError as error:
-        raise InputError(f"the index of labels {path} is missing: {way_out}") from error
-    if not table or tuple(table[0]) != _HEADER:
-        raise InputError(f"{path} is no index of labels (its header differs): {way_out}")
-    classes = [value for kind, _, value, _ in table[1:] if kind == "class"]
-    rows = [LabelRow(int(i), value, sha) for kind, i, value, sha in table[1:] if kind == "image"]
+    table, made_from = read_table(path, _HEADER, way_out)
+    if made_from != fingerprint(images):
+        raise InputError(f"{path} must be of the images in the index, found others: {way_out}")
+    classes = [value for kind, _, value, _ in table if kind == "class"]
+    rows = [LabelRow(int(i), value, sha) for kind, i, value, sha in table if kind == "image"]
     return classes, {row.image: row for row in rows}

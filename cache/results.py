@@ -1,9 +1,12 @@
-"""The results folder: metrics, counts and mappings as JSON, per-class IoUs and curves as CSV."""
+"""The results folder: metrics, counts and mappings as JSON, per-class IoUs and curves as CSV.
+
+People and DVC read metrics.json, per_class.csv and curve.csv, so their digests stand elsewhere: in
+counts.json, which eval writes last, and in the head that the curve is of.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
@@ -13,11 +16,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cache.store.artefact import read_json, write_text
+from cache.index import ImageRow
+from cache.store.artefact import (
+    file_hash,
+    fingerprint,
+    read_json,
+    read_manifest,
+    sealed,
+    write_output,
+)
 from cache.store.errors import InputError
+from cache.store.tables import encode
 
 _EVAL = "run `eigenseg eval` (or `dvc repro eval`) first."
-_TRAIN = "run `eigenseg train` (or `dvc repro train`) first."
+_TRAIN = "run `eigenseg train` and `eigenseg segment` (or `dvc repro segment`) first."
 
 Counts = dict[str, dict[str, np.ndarray]]
 """Counts by predictor and split: int64 ``(K, C)`` pixels by cluster and class."""
@@ -49,55 +61,124 @@ class ClassScore(NamedTuple):
     iou: float
 
 
-def _write_json(path: str | Path, value: Any) -> None:
-    """Indented JSON with lists of numbers on one line: readable, and diffs show clusters."""
-    text = json.dumps(value, indent=1, allow_nan=False)
-    text = re.sub(r"\[\n[\d\s,-]*\]", lambda match: "".join(match[0].split()), text)
-    write_text(path, text + "\n")
+class Evaluation(NamedTuple):
+    """What eval has found.
+
+    Attributes:
+        metrics: ``{predictor: {"k", "clusters_used", matching: {"oracle"|"train": scores}}}``.
+        classes: class names by index; none without labels.
+        counts: every score can be worked out from them alone; empty without labels.
+        mapping: what clusters are called.
+        per_class: IoUs; as they are for people, they are not read back.
+    """
+
+    metrics: dict[str, dict[str, Any]]
+    classes: Sequence[str]
+    counts: Counts
+    mapping: ClassMapping
+    per_class: Sequence[ClassScore] = ()
 
 
-def write_metrics(path: str | Path, metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write ``{predictor: {"k", "clusters_used", matching: {"oracle"|"train": scores}}}``."""
-    _write_json(path, metrics)
+def made_from(
+    segments: Mapping[str, Any],
+    images: Sequence[ImageRow],
+    classes: Sequence[str],
+    labels: Mapping[int, Sequence[object]],
+    train: str,
+    evaluated: str,
+) -> dict[str, str]:
+    """What an evaluation is of: fingerprints of label maps, images and labels, and the splits.
+
+    Args:
+        segments: manifest of the label maps.
+        labels: by the id of their image.
+    """
+    return {
+        "segments": segments["fingerprint"],
+        "images": fingerprint(images),
+        "labels": fingerprint(classes, list(labels.values())),
+        "train": train,
+        "eval": evaluated,
+    }
 
 
-def read_metrics(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Read back what `write_metrics` wrote."""
-    return read_json(path, _EVAL)
+def write_evaluation(folder: str | Path, found: Evaluation, made_from: Mapping[str, Any]) -> None:
+    """Write metrics.json, mapping.json, per_class.csv and, last, counts.json with their digests.
+
+    Args:
+        made_from: fingerprints and choices by name, JSON-able.
+    """
+    folder = Path(folder)
+    digests = {
+        "metrics.json": _write_json(folder / "metrics.json", found.metrics),
+        "mapping.json": write_mapping(folder / "mapping.json", found.mapping),
+        "per_class.csv": _write_per_class(folder / "per_class.csv", found.per_class),
+    }
+    tables = {
+        name: {split: table.tolist() for split, table in splits.items()}
+        for name, splits in found.counts.items()
+    }
+    facts = {"made_from": dict(made_from), "sha256": digests}
+    counts = {"classes": list(found.classes), "counts": tables, **facts}
+    _write_json(folder / "counts.json", sealed(counts))
 
 
-def write_counts(path: str | Path, classes: Sequence[str], counts: Counts) -> None:
-    """Write the classes and all counts: every score can be worked out from this file alone."""
-    tables = {name: {s: t.tolist() for s, t in splits.items()} for name, splits in counts.items()}
-    _write_json(path, {"classes": list(classes), "counts": tables})
+def read_evaluation(folder: str | Path, made_from: Mapping[str, Any]) -> Evaluation:
+    """Read back what `write_evaluation` wrote of these things.
 
-
-def read_counts(path: str | Path) -> tuple[list[str], Counts]:
-    """Read back what `write_counts` wrote: class names and counts, both empty without labels."""
-    value = read_json(path, _EVAL)
+    Raises:
+        InputError: a file is missing, not what was written, or of other things.
+    """
+    folder = Path(folder)
+    value = read_manifest(folder / "counts.json", _EVAL)
+    if other := [n for n in made_from if value.get("made_from", {}).get(n) != made_from[n]]:
+        raise InputError(
+            f"{folder}/counts.json must be of the same {', '.join(other)}, found the counts of "
+            f"another: {_EVAL}"
+        )
+    for name, digest in value["sha256"].items():
+        check_file(folder / name, digest, f"what is in {folder}/counts.json", _EVAL)
     counts = {
         name: {split: np.array(table, dtype=np.int64) for split, table in splits.items()}
         for name, splits in value["counts"].items()
     }
-    return value["classes"], counts
+    metrics = read_json(folder / "metrics.json", _EVAL)
+    return Evaluation(metrics, value["classes"], counts, read_mapping(folder / "mapping.json"))
 
 
-def write_mapping(path: str | Path, mapping: ClassMapping) -> None:
+def check_file(path: str | Path, sha256: str, other: str, way_out: str) -> None:
+    """Raise InputError unless the file has this SHA-256, and so belongs to the ``other`` thing."""
+    try:
+        found = file_hash(path)
+    except OSError as error:
+        raise InputError(f"{path} is missing: {way_out}") from error
+    if found != sha256:
+        raise InputError(f"{path} does not belong to {other} (its SHA-256 differs): {way_out}")
+
+
+def _write_json(path: Path, value: Any) -> str:
+    """Indented JSON with lists of numbers on one line: readable, and diffs show clusters."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    text = re.sub(r"\[\n[\d\s,-]*\]", lambda match: "".join(match[0].split()), text)
+    return write_output(path, text + "\n")
+
+
+def write_mapping(path: str | Path, mapping: ClassMapping) -> str:
     """Write the cluster-to-class mappings, by which new images' clusters get a name."""
     clusters = {
         name: {matching: classes.tolist() for matching, classes in matchings.items()}
         for name, matchings in mapping.clusters.items()
     }
-    _write_json(path, mapping._replace(clusters=clusters)._asdict())
+    return _write_json(Path(path), sealed(mapping._replace(clusters=clusters)._asdict()))
 
 
 def read_mapping(path: str | Path) -> ClassMapping:
     """Read back what `write_mapping` wrote.
 
     Raises:
-        InputError: the file is missing or of another kind.
+        InputError: the file is missing, not what was written, or of another kind.
     """
-    value = read_json(path, _EVAL)
+    value = read_manifest(path, _EVAL)
     try:
         clusters = {
             name: {matching: np.array(c, dtype=np.int64) for matching, c in matchings.items()}
@@ -108,13 +189,11 @@ def read_mapping(path: str | Path) -> ClassMapping:
         raise InputError(f"{path} is no mapping from clusters to classes: {_EVAL}") from error
 
 
-def write_per_class(path: str | Path, rows: Iterable[ClassScore]) -> None:
+def _write_per_class(path: Path, rows: Iterable[ClassScore]) -> str:
     """Write one CSV row per predictor, matching, mapping and class; an absent class has no IoU."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("predictor", "matching", "mapping", "class", "iou"))
-    writer.writerows((*row[:4], "" if math.isnan(row.iou) else row.iou) for row in rows)
-    write_text(path, buffer.getvalue())
+    header = ("predictor", "matching", "mapping", "class", "iou")
+    table = [(*row[:4], "" if math.isnan(row.iou) else row.iou) for row in rows]
+    return write_output(path, encode(header, table))
 
 
 def read_rows(path: str | Path, way_out: str) -> list[dict[str, str]]:
@@ -130,30 +209,21 @@ def read_rows(path: str | Path, way_out: str) -> list[dict[str, str]]:
         raise InputError(f"{path} cannot be read ({error}): {way_out}") from error
 
 
-def write_curve(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write the training curve as CSV: a row per step, columns as in the first row."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+def write_curve(path: str | Path, rows: Sequence[Mapping[str, float]]) -> str:
+    """Write the training curve as CSV: a row per step, columns as in the first row; its SHA-256."""
+    return write_output(path, encode(list(rows[0]), [list(row.values()) for row in rows]))
 
 
-def read_curve(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the training curve.
+def read_curve(path: str | Path, sha256: str) -> dict[str, np.ndarray]:
+    """Read the training curve of the head whose segments name this SHA-256.
 
     Returns:
         One float64 ``(steps,)`` array per column: step, loss, trace, ...
 
     Raises:
-        InputError: the file is missing or a value is no number.
+        InputError: the file is missing or another.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file))
-        table = np.array(rows, dtype=np.float64).reshape(len(rows), len(header))
-    except FileNotFoundError as error:
-        raise InputError(f"the training curve {path} is missing: {_TRAIN}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no table of numbers ({error}): {_TRAIN}") from error
-    return dict(zip(header, table.T, strict=True))
+    check_file(path, sha256, "the head whose label maps these are", _TRAIN)
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file))
+    return dict(zip(header, np.array(rows, dtype=np.float64).T, strict=True))

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from cache.store import parts
 
-FORMAT = 1
+FORMAT = 2
 PREDICTORS = ("ours", "ours_kmeans", "kmeans")
 
 
@@ -48,8 +49,9 @@ class Segments(parts.Assembled):
     """A complete file of label maps, opened for reading; a context manager.
 
     Attributes:
-        manifest: what it was made from: ``features`` and ``head`` (fingerprints), ``temperature``,
-            ``clusters``, ``images``, ``fingerprint``.
+        manifest: what it was made from: ``features`` and ``head`` (fingerprints), ``model``,
+            ``seed`` and ``curve`` (SHA-256) of the head, ``temperature``, ``clusters``, ``images``
+            (SHA-256 of each, by id), ``fingerprint``.
 
     Raises:
         InputError: the file is missing, half-written, damaged or of another version of the format.
@@ -66,7 +68,12 @@ class Segments(parts.Assembled):
     @property
     def images(self) -> list[int]:
         """Ids of the images, ascending."""
-        return self.manifest["images"]
+        return [int(key) for key in self.manifest["images"]]
+
+    @cached_property
+    def by_content(self) -> dict[str, int]:
+        """Ids by the SHA-256 of the image: an index that was made anew may number others so."""
+        return {sha256: int(key) for key, sha256 in self.manifest["images"].items()}
 
     def read(self, predictor: str, image: int) -> np.ndarray:
         """Cluster ids of one image: uint16 ``(height, width)`` at its own resolution.

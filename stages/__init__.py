@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,14 +39,51 @@ class Stage(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except (ValueError, ArithmeticError, OSError) as error:
-            if os.environ.get("EIGENSEG_TRACEBACK"):
+            with _stopped_in_words():
+                return super().invoke(ctx)
+        except (ValueError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
+            bug = isinstance(error, RuntimeError) and not _for_lack_of_memory(error)
+            if bug or os.environ.get("EIGENSEG_TRACEBACK"):
                 raise
-            raise click.ClickException(_explain(error)) from error
+            # A name that is no UTF-8 cannot be printed as it is.
+            text = _explain(error).encode("utf-8", "backslashreplace").decode()
+            raise click.ClickException(text) from error
+
+
+@contextmanager
+def _stopped_in_words() -> Iterator[None]:
+    """SIGTERM ends the command as an error does: locks and helpers are let go, a line says so."""
+
+    def stop(number: int, _: object) -> None:
+        click.echo(
+            "stopped by SIGTERM. What is finished is kept: run the same command again to go on.",
+            err=True,
+        )
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _for_lack_of_memory(error: Exception) -> bool:
+    """Whether Python, or torch (whose error is a RuntimeError), could not get memory."""
+    return isinstance(error, MemoryError) or (
+        "memory" in str(error) and isinstance(error, RuntimeError)
+    )
 
 
 def _explain(error: Exception) -> str:
+    if _for_lack_of_memory(error):
+        return (
+            f"the memory is too small ({str(error)[:200]}): lower `extract.batch`, "
+            "`graph.group_images`, `clusters` or the sizes of the head."
+        )
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left on device" in str(error):  # HDF5 gives its own text
         return (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -29,14 +28,6 @@ class Tally(NamedTuple):
     used: dict[str, np.ndarray]
 
 
-class Report(NamedTuple):
-    """Scores in the layout of metrics.json, per class, and the mappings worth keeping."""
-
-    metrics: dict[str, dict[str, Any]]
-    per_class: list[results.ClassScore]
-    mapping: results.ClassMapping
-
-
 def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -> None:
     """Count clusters against classes, fit and score every matching, write and print the scores.
 
@@ -45,18 +36,15 @@ def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -
         out: folder for metrics.json, counts.json, mapping.json and per_class.csv.
     """
     data = params.data
-    classes, truth = read_labels(labels)
+    images = read_index(index)
+    classes, truth = read_labels(labels, images)
     with Segments(segments) as store:
-        rows = select(read_index(index), truth, data.train, data.eval, store, segments)
+        rows = select(images, truth, data.train, data.eval, store, segments)
         tally = tally_images(rows, truth, len(classes), data.eval, store)
-        head = store.manifest["head"]
-    report = assess(tally, classes, data.train, data.eval, head)
-    folder = Path(out)
-    results.write_metrics(folder / "metrics.json", report.metrics)
-    results.write_counts(folder / "counts.json", classes, tally.counts)
-    results.write_mapping(folder / "mapping.json", report.mapping)
-    results.write_per_class(folder / "per_class.csv", report.per_class)
-    print_scores(report.metrics, data.train, data.eval)
+        made_from = results.made_from(store.manifest, images, classes, truth, data.train, data.eval)
+    found = assess(tally, classes, data.train, data.eval, store.manifest["head"])
+    results.write_evaluation(out, found, made_from)
+    print_scores(found.metrics, data.train, data.eval)
 
 
 def select(
@@ -75,11 +63,11 @@ def select(
     wanted = [
         row for row in rows if row.split == evaluated or (row.split == train and row.id in truth)
     ]
-    missing = sorted({row.id for row in wanted} - set(store.images))
+    missing = [row.stem for row in wanted if row.sha256 not in store.by_content]
     if missing or not wanted:
         raise InputError(
             f"{path} must hold a label map of every image of the splits {train} and {evaluated}, "
-            f"{len(missing)} of {len(wanted)} lack theirs (ids {missing[:10]}): "
+            f"{len(missing)} of {len(wanted)} lack theirs ({', '.join(missing[:10])}): "
             "run `eigenseg segment` (or `dvc repro segment`)."
         )
     return wanted
@@ -102,7 +90,7 @@ def tally_images(
     for row in track(rows, "counting pixels"):
         label = _label(truth.get(row.id))
         for name, k in store.clusters.items():
-            clusters = store.read(name, row.id)
+            clusters = store.read(name, store.by_content[row.sha256])
             if row.split == evaluated:
                 used[name] |= np.bincount(clusters.ravel(), minlength=k) > 0
             if label is None:
@@ -122,7 +110,9 @@ def _label(row: LabelRow | None) -> np.ndarray | None:
     return None if row is None else read_label(row.path, row.sha256)
 
 
-def assess(tally: Tally, classes: Sequence[str], train: str, evaluated: str, head: str) -> Report:
+def assess(
+    tally: Tally, classes: Sequence[str], train: str, evaluated: str, head: str
+) -> results.Evaluation:
     """Score every predictor with every matching, fitted on either split.
 
     With one split for both there is no `train` mapping: it would be the oracle by another name.
@@ -151,7 +141,7 @@ def assess(tally: Tally, classes: Sequence[str], train: str, evaluated: str, hea
     fitted_on = next((split for split in (train, evaluated) if split in labelled), None)
     mappings = fitted[fitted_on] if fitted_on else {}
     kept = results.ClassMapping(head, fitted_on, list(classes), mappings)
-    return Report(metrics, per_class, kept)
+    return results.Evaluation(metrics, classes, tally.counts, kept, per_class)
 
 
 def _fit(counts: results.Counts, split: str) -> dict[str, dict[str, np.ndarray]]:

@@ -18,7 +18,7 @@ import torch
 from cache import features
 from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import cut_tile, read_image, resize
-from cache.index import ImageRow, read_index
+from cache.index import ImageRow, images_mark, read_index
 from cache.store.ahead import ahead
 from cache.store.artefact import fingerprint, publish, size, work_folder
 from cache.store.errors import InputError
@@ -211,7 +211,8 @@ def read_pixels(rows: list[ImageRow], batch: Batch) -> torch.Tensor:
     # Windows of one image follow each other: it is decoded once.
     whole = groupby(batch.tiles, lambda tile: tile[["image", "resized_h", "resized_w"]].item())
     for (image, height, width), tiles in whole:
-        resized = resize(read_image(rows[image].path), height, width)
+        photo = read_image(rows[image].path, sha256=rows[image].sha256)
+        resized = resize(photo, height, width)
         for tile in tiles:
             window = tile[["top", "left", "height", "width"]].item()
             pixels.append(cut_tile(resized, window, bool(tile["flip"])))
@@ -307,14 +308,15 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "params": {**extract.model_dump(), "max_patches": TILE_PATCHES},
         "shard_patches": SHARD_PATCHES,
     }
-    images = [(row.split, row.height, row.width, row.sha256) for row in rows]
+    index = images_mark(rows)
     return {
         **facts_of_run,
         # Where the weights lay, for `predict`. The fingerprint has their digest instead.
         "weights": params.vit.weights,
         "images": len(rows),
+        "index": index,
         "channels": {**dict.fromkeys(names.values(), width), "rgb": 3},
-        "fingerprint": fingerprint(features.FORMAT, facts_of_run, images),
+        "fingerprint": fingerprint(features.FORMAT, facts_of_run, index),
     }
 
 

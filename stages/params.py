@@ -12,8 +12,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cache.store.errors import InputError
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _not_tiny(value: float) -> float:
+    if value < 1e-6:
+        raise ValueError(f"must be at least 1e-6, for float32 divides by it, found {value}")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, le=1e6), AfterValidator(_not_tiny)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate above makes any loss infinite
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -74,7 +83,7 @@ class ExtractParams(_Section):
 
 class PixelGraphParams(_Section):
     k: Count
-    weight: Annotated[float, Field(ge=0)]
+    weight: NotNegative
 
 
 class ContextParams(_Section):
@@ -91,7 +100,7 @@ class GraphParams(_Section):
     k: Count | Share
     recall: Annotated[float, Field(gt=0, le=1)]
     other_images: bool
-    alpha: Annotated[float, Field(ge=0)]
+    alpha: NotNegative
     seed: Seed
     pixel: Annotated[list[PixelGraphParams], Field(min_length=1)]
 
@@ -124,8 +133,8 @@ class TrainParams(_Section):
     start_scale: Positive
     epochs: Count
     lr: Rate
-    lr_end: Annotated[float, Field(ge=0)]
-    beta: Annotated[float, Field(ge=0)] | None
+    lr_end: NotNegative
+    beta: NotNegative | None
     tau_start: Positive
     tau_end: Positive
 
@@ -138,7 +147,7 @@ class KMeansParams(_Section):
 
 class SegmentParams(_Section):
     temperature: Positive | None
-    crf: Annotated[int, Field(ge=0)]
+    crf: Annotated[int, Field(ge=0, le=1000)]
 
 
 class ComputeParams(_Section):
@@ -307,7 +316,7 @@ def _fault(key: str, item: object) -> str:
     if details["type"] == "extra_forbidden":
         return f"{key}: unknown key; valid here: {', '.join(_siblings(key))}"
     if details["type"] == "missing":
-        return f"{key}: missing"
+        return f"{key}: missing, add it"
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":
         return f"{key}: {message}" if key else message

@@ -27,7 +27,7 @@ def prepare(params: Params, out: str, labels: str) -> None:
     shown = partial(track, description="checking labels")
     labelled = store.find_labels(root, rows, classes, shown)
     write_index(out, rows)
-    store.write_labels(labels, classes, labelled)
+    store.write_labels(labels, classes, labelled, rows)
     for split in dict.fromkeys(row.split for row in rows):
         images = {row.id for row in rows if row.split == split}
         count = sum(row.image in images for row in labelled)

@@ -14,7 +14,6 @@ from cache.images import read_image
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
 from cache.segments import Segments
-from cache.store.errors import InputError
 from pipeline.evaluation import confusion, scores
 from stages import Stage
 from stages.colours import blend, class_colours, colour, eigenfunction_image, palette
@@ -56,23 +55,25 @@ def make_report(
         out: folder of the page and its pictures to write.
     """
     folder, split = Path(results_folder), params.data.eval
-    truth = read_labels(labels)[1]
-    mapping = store.read_mapping(folder / "mapping.json")
-    rows = [row for row in read_index(index) if row.split == split]
+    images = read_index(index)
+    classes, truth = read_labels(labels, images)
+    rows = [row for row in images if row.split == split]
     with Segments(segments) as maps:
-        check_mapping(mapping, maps)
+        made_from = store.made_from(maps.manifest, images, classes, truth, params.data.train, split)
+        found = store.read_evaluation(folder, made_from)
+        mapping, metrics = found.mapping, found.metrics
+        curve = store.read_curve(folder / "curve.csv", maps.manifest["curve"])
         colours = choose_colours(mapping, maps.clusters)
         gallery = [
             example(number, row, truth.get(row.id), maps, colours)
             for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
         ]
-    metrics = store.read_metrics(folder / "metrics.json")
-    charts = class_charts(store.read_counts(folder / "counts.json")[1], mapping, split)
-    curves = curve_charts(store.read_curve(folder / "curve.csv"))
+    charts = class_charts(found.counts, mapping, split)
+    curves = curve_charts(curve)
     pictures = [*charts, *curves]
     pictures += [picture for one in gallery for picture in (*one.maps, *one.eigenfunctions)]
     shown = {
-        **run_facts(params),
+        **run_facts(params, maps.manifest),
         **score_table(metrics, params.data.train, split),
         **legend_and_notes(mapping, colours, split),
     }
@@ -89,20 +90,6 @@ def spaced(rows: Sequence[ImageRow], n: int) -> list[ImageRow]:
     return [rows[place] for place in places]
 
 
-def check_mapping(mapping: store.ClassMapping, maps: Segments) -> None:
-    """Make sure that the results are of these label maps.
-
-    Raises:
-        InputError: they were made with another head.
-    """
-    if mapping.head != maps.manifest["head"]:
-        raise InputError(
-            f"the results must be of the head whose label maps {maps.path} holds "
-            f"({maps.manifest['head']}), found those of {mapping.head}: run `eigenseg eval` (or "
-            "`dvc repro eval`) again."
-        )
-
-
 def choose_colours(mapping: store.ClassMapping, clusters: dict[str, int]) -> Colours:
     """Clusters get the colours of their classes or, without labels, each its own."""
     classes = class_colours(len(mapping.classes))
@@ -115,7 +102,7 @@ def example(
     number: int, row: ImageRow, label: LabelRow | None, maps: Segments, colours: Colours
 ) -> Example:
     """The pictures of one image: photo, ground truth, each predictor, the first eigenfunctions."""
-    photo = read_image(row.path)
+    photo, image = read_image(row.path, sha256=row.sha256), maps.by_content[row.sha256]
     height = max(1, round(WIDTH * row.height / row.width))
 
     def picture(name: str, caption: str, pixels: np.ndarray, smooth: bool) -> Picture:
@@ -127,22 +114,22 @@ def example(
         truth = colour(read_label(label.path, label.sha256), colours.classes)
         pictures.append(picture("truth", "ground truth", blend(photo, truth, OPACITY), True))
     for name, shades in colours.clusters.items():
-        clusters = colour(maps.read(name, row.id), shades)
+        clusters = colour(maps.read(name, image), shades)
         pictures.append(picture(name, name, blend(photo, clusters, OPACITY), True))
     functions = [
         picture(f"psi_{i}", f"eigenfunction {i + 1}", eigenfunction_image(values), False)
-        for i, values in enumerate(maps.eigenfunctions(row.id))
+        for i, values in enumerate(maps.eigenfunctions(image))
     ]
     return Example(row.stem, pictures, functions)
 
 
-def run_facts(params: Params) -> dict[str, Any]:
-    """Title and facts of the page."""
+def run_facts(params: Params, made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Title and facts of the page; ``made_from`` is the manifest of the label maps."""
     facts = {
         "evaluated split": params.data.eval,
         "training split": params.data.train,
-        "backbone": params.vit.model,
-        "seed": params.seed,
+        "backbone": made_from["model"],
+        "seed": made_from["seed"],
     }
     return {"title": f"eigenseg: {params.dataset}", "facts": facts}
 

@@ -13,7 +13,7 @@ import torch
 from cache import heads
 from cache.features import Features
 from cache.images import read_image
-from cache.index import ImageRow, read_index
+from cache.index import ImageRow, images_mark, read_index
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
@@ -94,7 +94,7 @@ def maps_of(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
             temperature=job.temperature,
             eigenfunctions=EIGENFUNCTIONS,
         )
-        pixels = read_image(image.path) if job.crf else None
+        pixels = read_image(image.path, sha256=image.sha256) if job.crf else None
         labels = {
             name: label_map(getattr(scores, name), image.height, image.width, pixels, job.crf)
             for name in PREDICTORS
@@ -141,15 +141,14 @@ def images_of(
     Raises:
         InputError: the index and the feature cache are not of the same images.
     """
-    tiles = np.concatenate([cache.tiles_of(split) for split in splits])
-    cached = set(cache.tiles["image"][tiles].tolist())
-    wanted = [row for row in rows if row.split in splits]
-    if {row.id for row in wanted} != cached:
+    if images_mark(rows) != cache.manifest["index"]:
         raise InputError(
-            f"{index} and {cache.path} must hold the same images, found {len(wanted)} and "
-            f"{len(cached)} in split {', '.join(splits)}: run `dvc repro` (or `eigenseg extract`)."
+            f"{index} and {cache.path} must hold the same images in the same order, found others "
+            f"among {len(rows)}: run `dvc repro` (or `eigenseg extract`)."
         )
-    return wanted
+    for split in splits:
+        cache.tiles_of(split)
+    return [row for row in rows if row.split in splits]
 
 
 def describe(
@@ -163,9 +162,12 @@ def describe(
     made_from = {
         "features": cache.fingerprint,
         "head": head["fingerprint"],
+        "model": head["backbone"]["model"],
+        "seed": head["seed"],
+        "curve": head["curve"],
         **params.segment.model_dump(),
         "clusters": dict(zip(PREDICTORS, clusters, strict=True)),
-        "images": [row.id for row in rows],
+        "images": {row.id: row.sha256 for row in rows},
     }
     sizes = [(row.height, row.width) for row in rows]
     mark = fingerprint("segments", FORMAT, made_from, head["sha256"], sizes)

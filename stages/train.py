@@ -13,7 +13,6 @@ import click
 import numpy as np
 import torch
 
-from cache import features as store
 from cache import heads, results
 from cache.features import Features
 from cache.graphs import Graphs
@@ -61,14 +60,13 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
         with work_folder(out, manifest["fingerprint"]) as work:
             head, rows, waited = fit_head(params, cache, graphs, work)
             fitted = fit_kmeans(params, cache, tiles, head)
-            fit = store.read_fit(context)
+            fit = cache.fit()
             heads.save_head(
                 work / "head",
                 head.state_dict(),
                 {**fitted, **({"context": fit} if fit else {})},
-                manifest,
+                {**manifest, "curve": results.write_curve(curve, rows)},
             )
-            results.write_curve(curve, rows)
             publish(work / "head", out)
     click.echo(
         f"{out}: K = {params.clusters}, {len(rows)} steps, loss {rows[-1]['loss']:.4f}, "
@@ -227,7 +225,7 @@ def fit_kmeans(params: Params, cache: Features, tiles: np.ndarray, head: Head) -
 
 
 def check_clusters(params: Params, cache: Features, tiles: np.ndarray) -> None:
-    """Find more clusters than patches, or a missing level, before anything is computed."""
+    """Find more clusters than patches, or a level that does not fit, before all computing."""
     patches = sum(cache.sizes(tiles))
     if params.clusters > patches:
         raise InputError(
@@ -236,6 +234,12 @@ def check_clusters(params: Params, cache: Features, tiles: np.ndarray) -> None:
         )
     for level in (*params.head.levels, params.kmeans.level):
         cache.array(level)
+    channels = cache.channels(params.kmeans.level)
+    if (params.kmeans.whiten or 0) > channels:
+        raise InputError(
+            f"kmeans.whiten must be at most the {channels} channels of {params.kmeans.level}, "
+            f"found {params.kmeans.whiten}: lower it, or set it to null"
+        )
 
 
 def describe(params: Params, cache: Features, graphs: Graphs) -> dict:
@@ -251,7 +255,7 @@ def describe(params: Params, cache: Features, graphs: Graphs) -> dict:
         "graph": graphs.manifest["fingerprint"],
         "features": cache.fingerprint,
     }
-    mark = fingerprint("head", 2, choices)
+    mark = fingerprint("head", heads.FORMAT, choices)
     return {**choices, "backbone": cache.manifest, "fingerprint": mark}
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from cache.features import TILE_FIELDS
 from cache.store import parts
+from cache.store.errors import InputError
 from tests.conftest import REPOSITORY, Project, tree_bytes
 
 
@@ -37,6 +38,7 @@ WRITE = """
 import sys, numpy as np
 from pathlib import Path
 from cache.store import parts
+from cache.store.errors import InputError
 with parts.write_part(Path(sys.argv[1]), "a") as file:
     for i in range(8):
         parts.dataset(file, f"values{i}", np.arange(20_000, dtype=np.int64) + 1)
@@ -153,3 +155,51 @@ def test_an_edited_manifest_is_not_believed(
     project.fails(stage, f"data/{folder}/manifest.json is not as it was written", "run `")
     path.write_text(json.dumps({k: v for k, v in stored.items() if k != key}))
     project.fails(stage, "is not as it was written")
+
+
+@pytest.mark.parametrize("name", ["a\rb.jpg", "a\nb.jpg", "\udcff.jpg"])
+def test_names_that_break_lines_or_are_no_utf8_are_refused(project: Project, name: str) -> None:
+    shutil.copy("photos/images/val/000.jpg", f"photos/images/val/{name}")
+    found = project.fails("prepare", "names of images must be UTF-8 without control characters")
+    assert repr(name)[1:-1] in found and len(found.splitlines()) == 1
+
+
+def test_names_of_all_languages_are_taken(project: Project) -> None:
+    for kind, ending in (("images", "jpg"), ("labels", "png")):
+        Path(f"photos/{kind}/val/000.{ending}").rename(
+            f"photos/{kind}/val/寫真, Bild\u202f1.{ending}"
+        )
+    project.ok("prepare", "extract")
+
+
+def test_classes_that_are_no_utf8_are_named(project: Project) -> None:
+    Path("photos/classes.txt").write_bytes("ciel\nprairie\nchauss\xe9e\nbox\n".encode("latin-1"))
+    project.fails("prepare", "photos/classes.txt must be a text in UTF-8", "save it as UTF-8")
+
+
+def test_a_terminated_stage_says_so_and_lets_go(project: Project) -> None:
+    project.ok("prepare")
+    program = "import signal, stages.extract as s; s.describe = lambda *a: signal.raise_signal(15)"
+    command = [sys.executable, "-c", f"{program}; s.main()"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    stopped = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 143
+    assert stopped.stderr.startswith("stopped by SIGTERM.") and "Traceback" not in stopped.stderr
+    project.ok("extract")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_chunk_that_became_zeros_is_found(tmp_path: Path, compress: bool) -> None:
+    """Its Fletcher-32 became zero too, which is that of zeros."""
+    with parts.write_part(tmp_path, "a") as file:
+        parts.dataset(file, "values", np.arange(1000), compress=compress)
+    parts.assemble(tmp_path, ["a"], tmp_path / "out.h5", {})
+    with h5py.File(tmp_path / "out.h5") as file:
+        chunk = file["values"].id.get_chunk_info(0)
+        assert chunk.filter_mask == 0
+    with open(tmp_path / "out.h5", "r+b") as stored:
+        stored.seek(chunk.byte_offset)
+        stored.write(bytes(chunk.size))
+    file, _ = parts.open_complete(tmp_path / "out.h5", "graph")
+    with file, pytest.raises(InputError, match="values is damaged"):
+        parts.read(file["values"])

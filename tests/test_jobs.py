@@ -196,10 +196,20 @@ def test_a_job_that_kills_its_workers_ends_the_run(tmp_path: Path) -> None:
         run(die, [()], compute("local"), tmp_path, "dying")
 
 
+def test_a_worker_with_another_version_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(jobs, "_CODE", "another")  # here, not in the workers that run
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="must run the same version of this project and of torch"):
+        run(note_threads, [("0",)], compute(address), ".", "noting")
+    assert not Path("notes/0").exists()
+
+
 def test_a_worker_that_does_not_see_the_folder_is_named(tmp_path: Path) -> None:
     home, text = str(tmp_path), r"must see the project's folder .*\(with data/.work/x in it\)"
     with pytest.raises(InputError, match=text):
-        jobs._visit(home, "data/.work/x", None, note_threads, "0")
+        jobs._visit(jobs._CODE, home, "data/.work/x", None, note_threads, "0")
 
 
 def test_two_projects_share_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,10 +225,12 @@ def test_two_projects_share_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert leave.wait(10)
         Path("stayed").touch()
 
-    first = threading.Thread(target=jobs._visit, args=(str(folders[0]), ".", None, stay))
+    first = threading.Thread(
+        target=jobs._visit, args=(jobs._CODE, str(folders[0]), ".", None, stay)
+    )
     touch = Path("touched").touch
     others = [
-        threading.Thread(target=jobs._visit, args=(str(folder), ".", None, touch))
+        threading.Thread(target=jobs._visit, args=(jobs._CODE, str(folder), ".", None, touch))
         for folder in reversed(folders)
     ]
     first.start()

@@ -23,6 +23,7 @@ from cache.labels import (
     write_labels,
 )
 from cache.store.errors import InputError
+from cache.store.tables import write_table
 
 LABEL = np.array([[0, 1, 2], [2, 255, 0]], dtype=np.uint8)
 
@@ -200,19 +201,26 @@ def test_faults_in_classes_are_named(tmp_path: Path, text: str, message: str) ->
 def test_the_index_of_labels_comes_back(tmp_path: Path) -> None:
     classes = ["sky", 'traffic "light", red', "Straße"]
     rows = [LabelRow(3, "a, b.png", "ab" * 32), LabelRow(5, "c.png", "cd" * 32)]
-    write_labels(tmp_path / "labels.csv", classes, rows)
-    assert read_labels(tmp_path / "labels.csv") == (classes, {3: rows[0], 5: rows[1]})
+    write_labels(tmp_path / "labels.csv", classes, rows, [])
+    assert read_labels(tmp_path / "labels.csv", []) == (classes, {3: rows[0], 5: rows[1]})
     assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
 
 
 def test_without_labels_the_index_is_empty(tmp_path: Path) -> None:
-    write_labels(tmp_path / "labels.csv", ["sky"], [])
-    assert read_labels(tmp_path / "labels.csv") == ([], {})
+    write_labels(tmp_path / "labels.csv", ["sky"], [], [])
+    assert read_labels(tmp_path / "labels.csv", []) == ([], {})
 
 
 def test_an_index_that_is_missing_or_foreign_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"labels\.csv is missing: run `eigenseg prepare`"):
-        read_labels(tmp_path / "labels.csv")
+        read_labels(tmp_path / "labels.csv", [])
     (tmp_path / "labels.csv").write_text("id,path\n")
-    with pytest.raises(InputError, match=r"is no index of labels.*run `eigenseg prepare`"):
-        read_labels(tmp_path / "labels.csv")
+    with pytest.raises(InputError, match=r"is not as it was written.*run `eigenseg prepare`"):
+        read_labels(tmp_path / "labels.csv", [])
+    write_table(tmp_path / "labels.csv", ("id", "path"), [], "")
+    with pytest.raises(InputError, match=r"must have the columns kind, .*run `eigenseg prepare`"):
+        read_labels(tmp_path / "labels.csv", [])
+    image = ImageRow(0, "val", "a", "a.jpg", 1, 1, "")
+    write_labels(tmp_path / "labels.csv", ["sky"], [], [image])
+    with pytest.raises(InputError, match="must be of the images in the index, found others"):
+        read_labels(tmp_path / "labels.csv", [image._replace(path="b.jpg")])

@@ -17,7 +17,7 @@ from cache import heads, predictions, results
 from cache.images import read_image
 from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
-from cache.store.artefact import read_manifest
+from cache.store.artefact import read_manifest, write_manifest
 from pipeline.evaluation import MATCHINGS
 from stages import predict
 from stages.colours import blend, class_colours, colour, overlay, palette
@@ -174,7 +174,7 @@ def test_a_side_that_jpeg_cannot_hold(tmp_path: Path) -> None:
 
 def test_cluster_ids_without_a_mapping(trained: Project) -> None:
     expected = stored(Path("."), "ours", None)
-    mapping = json.loads(Path("results/mapping.json").read_text())
+    mapping = read_manifest("results/mapping.json", "")
     text = predict_ok(trained, "photos/images", "--out", "asked", "--mapping", "none")
     assert text.endswith("asked: 9 of 9 images, cluster ids of ours\n") and "instead" not in text
     check_equal(written("asked"), expected)
@@ -192,7 +192,7 @@ def test_cluster_ids_without_a_mapping(trained: Project) -> None:
         if change is None:
             Path("results/mapping.json").unlink()
         else:
-            Path("results/mapping.json").write_text(json.dumps({**mapping, **change}))
+            write_manifest("results/mapping.json", {**mapping, **change})
         arguments = ("photos/images/val", "--out", f"out{number}")
         asked = predict_fails(trained, *arguments, "--mapping", "results/mapping.json")
         assert reason in asked and "`--mapping none` writes cluster ids." in asked

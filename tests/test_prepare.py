@@ -12,6 +12,7 @@ from PIL import Image
 from cache.images import read_image, read_tile
 from cache.index import read_index
 from cache.store.errors import InputError
+from cache.store.tables import write_table
 from tests.conftest import Project
 
 GREY = np.linspace(0, 255, 64 * 48).reshape(48, 64)
@@ -135,7 +136,9 @@ def test_an_index_that_is_none_is_refused(project: Project) -> None:
     project.fails("extract", "data/index.csv is missing", "eigenseg prepare")
     Path("data").mkdir()
     Path("data/index.csv").write_text("a,b\n1,2\n")
-    project.fails("extract", "is no index of images")
+    project.fails("extract", "data/index.csv is not as it was written")
+    write_table("data/index.csv", ("a", "b"), [(1, 2)], "")
+    project.fails("extract", "must have the columns id, split, stem")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from cache import results
 from cache.index import read_index
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
 from cache.store import parts
+from cache.store.artefact import read_manifest, write_manifest
 from pipeline.evaluation import MATCHINGS
 from stages import report
 from stages.colours import NEUTRAL, blend, class_colours, colour, eigenfunction_image, palette
@@ -45,8 +46,8 @@ def scored(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def write_made_up(project: Project) -> None:
-    maps = []
-    for row in read_index("data/index.csv"):
+    maps, rows = [], read_index("data/index.csv")
+    for row in rows:
         path = project.folder / "photos" / "labels" / row.split / f"{row.stem}.png"
         label = np.asarray(Image.open(path)) if path.exists() else np.zeros((96, 128), np.uint8)
         ids = {name: clusters_of(label, name, row.id) for name in PREDICTORS}
@@ -54,11 +55,19 @@ def write_made_up(project: Project) -> None:
         maps.append(ImageMaps(row.id, ids, functions))
     clusters = dict.fromkeys(PREDICTORS, K)
     write_maps("data", "all", maps, clusters)
-    images = [found.image for found in maps]
-    manifest = {"format": FORMAT, "head": "a1b2", "clusters": clusters, "images": images}
+    losses = ((0, 1.5, 3), (1, -2.25, 4), (2, -3.0, 5))
+    curve = [dict(zip(("step", "loss", "clusters"), row, strict=True)) for row in losses]
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": "e5f6",
+        "head": "a1b2",
+        "model": "test_vit",
+        "seed": 0,
+        "curve": results.write_curve("results/curve.csv", curve),
+        "clusters": clusters,
+        "images": {row.id: row.sha256 for row in rows},
+    }
     parts.assemble("data", ["all"], "data/segments.h5", manifest)
-    Path("results").mkdir(exist_ok=True)
-    Path("results/curve.csv").write_text("step,loss,clusters\n0,1.5,3\n1,-2.25,4\n2,-3.0,5\n")
 
 
 def read_json(name: str) -> dict:
@@ -122,8 +131,9 @@ def test_the_train_mapping_is_fitted_on_training_labels_alone(scored: Project) -
 
 def test_counts_alone_give_every_pixel(scored: Project) -> None:
     scored.ok("eval")
-    classes, counts = results.read_counts("results/counts.json")
-    assert classes == ["sky", "meadow", "road", "box"]
+    found = results.read_evaluation("results", {})
+    counts = found.counts
+    assert found.classes == ["sky", "meadow", "road", "box"]
     for name in PREDICTORS:
         assert {split: table.shape for split, table in counts[name].items()} == {
             "train": (K, 4),
@@ -215,7 +225,7 @@ def test_eval_and_report_without_any_labels(scored: Project) -> None:
         for name, used in zip(PREDICTORS, (5, 5, 4), strict=True)
     }
     assert read_json("counts.json")["classes"] == []
-    assert read_json("mapping.json") == {
+    assert read_manifest("results/mapping.json", "") == {
         "head": "a1b2",
         "fitted_on": None,
         "classes": [],
@@ -242,9 +252,7 @@ def test_a_label_map_of_another_size_is_an_error(scored: Project) -> None:
         path = sorted((scored.folder / "photos" / kind / split).iterdir())[0]
         Image.open(path).crop((0, 0, 128, 90)).save(path)
     scored.ok("prepare")
-    scored.fails(
-        "eval", "000.png: label and label map must have one size", "(90, 128)", "(96, 128)"
-    )
+    scored.fails("eval", "must hold a label map of every image", "1 of 9 lack theirs (000)")
     assert not Path("results/metrics.json").exists()
 
 
@@ -262,7 +270,7 @@ def test_missing_label_maps_are_an_error(scored: Project) -> None:
 
 
 def test_report_needs_the_results_first(scored: Project) -> None:
-    scored.fails("report", "mapping.json is missing: run `eigenseg eval`")
+    scored.fails("report", "counts.json is missing: run `eigenseg eval`")
     scored.ok("eval")
     Path("results/curve.csv").unlink()
     scored.fails("report", "curve.csv is missing: run `eigenseg train`")
@@ -317,7 +325,7 @@ def test_report_is_made_anew_and_the_same(scored: Project) -> None:
 
 
 def test_names_are_escaped_in_the_page(scored: Project) -> None:
-    names = "<b>sky</b>\nmeadow & more\nroad\n$box\n"
+    names = "<b>sky</b>\nmeadow & more\n$\\frac{$\n$box\n"
     (scored.folder / "photos/classes.txt").write_text(names)
     scored.ok("prepare", "eval", "report")
     page = Path("results/report/index.html").read_text()
@@ -327,10 +335,13 @@ def test_names_are_escaped_in_the_page(scored: Project) -> None:
 
 def test_stale_results_are_an_error(scored: Project) -> None:
     scored.ok("eval")
-    mapping = read_json("mapping.json") | {"head": "c3d4"}
-    Path("results/mapping.json").write_text(json.dumps(mapping))
+    counts = read_manifest("results/counts.json", "")
+    counts["made_from"]["segments"] = "c3d4"
+    write_manifest("results/counts.json", counts)
     scored.fails(
-        "report", "data/segments.h5 holds (a1b2), found those of c3d4: run `eigenseg eval`"
+        "report",
+        "counts.json must be of the same segments, found the counts",
+        "run `eigenseg eval`",
     )
 
 

@@ -15,7 +15,8 @@ import zarr
 
 from cache import heads
 from cache.features import Features
-from cache.segments import ImageMaps, Segments, write_maps
+from cache.index import read_index, write_index
+from cache.segments import FORMAT, ImageMaps, Segments, write_maps
 from cache.store import parts
 from cache.store.errors import InputError
 from pipeline.head.head import Head
@@ -136,7 +137,8 @@ def image_maps(image: int) -> ImageMaps:
 def write_segments(folder: Path, **manifest: object) -> Path:
     for name, images in (("0", (0, 3)), ("1", (12,))):
         write_maps(folder, name, (image_maps(image) for image in images), CLUSTERS)
-    facts = {"format": 1, "clusters": CLUSTERS, "images": [0, 3, 12], **manifest}
+    contents = {str(image): f"sha {image}" for image in (0, 3, 12)}
+    facts = {"format": FORMAT, "clusters": CLUSTERS, "images": contents, **manifest}
     parts.assemble(folder, ["0", "1"], folder / "segments.h5", facts)
     return folder / "segments.h5"
 
@@ -144,6 +146,7 @@ def write_segments(folder: Path, **manifest: object) -> Path:
 def test_segments_round_trip(tmp_path: Path) -> None:
     with Segments(write_segments(tmp_path)) as store:
         assert store.images == [0, 3, 12]
+        assert store.by_content == {"sha 0": 0, "sha 3": 3, "sha 12": 12}
         assert store.clusters == CLUSTERS
         for image in store.images:
             expected = image_maps(image)
@@ -175,7 +178,7 @@ def test_flipped_bit_is_found_and_named(tmp_path: Path, name: str) -> None:
 
 def test_segments_of_another_format(tmp_path: Path) -> None:
     path = write_segments(tmp_path, format=7)
-    with pytest.raises(InputError, match=r"segments\.h5 has format 7, this version reads 1: run"):
+    with pytest.raises(InputError, match=r"segments\.h5 has format 7, this version reads 2: run"):
         Segments(path)
 
 
@@ -351,10 +354,10 @@ def test_features_that_are_not_finite_end_the_stage(trained: Project) -> None:
 
 
 def test_stage_names_what_does_not_fit(trained: Project) -> None:
-    index = Path("data/index.csv").read_text()
-    Path("data/index.csv").write_text("\n".join(index.splitlines()[:-1]) + "\n")
-    trained.fails("segment", "must hold the same images, found 8 and 9 in split train, val")
-    Path("data/index.csv").write_text(index)
+    rows = read_index("data/index.csv")
+    write_index("data/index.csv", rows[:-1])
+    trained.fails("segment", "must hold the same images in the same order", "among 8")
+    write_index("data/index.csv", rows)
 
     trained.set("extract.short_side", 64)
     trained.ok("extract", "context")

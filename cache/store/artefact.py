@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -45,19 +46,29 @@ def work_folder(out: str | Path, mark: str) -> Iterator[Path]:
     """
     out = Path(out)
     folder = out.parent / ".work" / f"{out.name}-{mark}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     lock_path = folder.with_name(folder.name + ".lock")
     with open(lock_path, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            held = os.stat(lock.fileno()).st_nlink  # 0: its former holder has just finished
+        except OSError:
+            held = 0
+        if not held:
             raise InputError(
                 f"{out} is being made by another process, which holds {lock.name}. "
                 "Wait for it or stop it (a killed `dvc` leaves its stage running)."
-            ) from error
+            )
+        folder.mkdir(exist_ok=True)
         yield folder
         shutil.rmtree(folder)
         lock_path.unlink()
+    if left := size(folder.parent):
+        print(
+            f"{folder.parent} holds {left / 1e6:.1f} MB of unfinished work of other settings: "
+            f"`rm -r {folder.parent}` frees them, when no stage runs.",
+            file=sys.stderr,
+        )
 
 
 def publish(work: str | Path, out: str | Path) -> None:
@@ -99,7 +110,12 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_manifest(path: str | Path, value: dict[str, Any]) -> None:
     """Write JSON with a SHA-256 of its values."""
-    write_json(path, {**value, "manifest_sha256": _sha256(value)})
+    write_json(path, sealed(value))
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON-able values with their SHA-256, which `read_manifest` looks for."""
+    return {**value, "manifest_sha256": _sha256(value)}
 
 
 def read_manifest(path: str | Path, way_out: str) -> dict[str, Any]:
@@ -124,6 +140,21 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def write_output(path: str | Path, text: str) -> str:
+    """Write a text that is a result of its own; its SHA-256. What kills left beside it is swept."""
+    sweep(Path(path).parent, f"{Path(path).name}.*")
+    write_text(path, text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Delete the partial files that killed processes left: those that nobody holds open."""
+    for stale in folder.glob(f"{pattern}.partial"):
+        with suppress(OSError), open(stale, "rb") as file:  # its writer holds a lock on it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stale.unlink()
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file by way of a temporary one; its folder is made where it is missing."""
     path = Path(path)
@@ -131,11 +162,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     partial = partial_name(path)
     try:
         with open(partial, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # `sweep` leaves it alone
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
+            os.replace(partial, path)
+    except BaseException:
         partial.unlink(missing_ok=True)  # on a full disk it would take the room that is left
         raise
 
@@ -145,11 +177,19 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid4().hex}.partial")
 
 
+def read_marker(path: Path) -> Any:
+    """JSON of unfinished work; None where it is missing or damaged: the work is done again."""
+    try:
+        return read_json(path, "")
+    except (InputError, OSError):
+        return None
+
+
 def read_json(path: str | Path, way_out: str) -> Any:
     """Read JSON; a missing or broken file is an error that ends with ``way_out``."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: {way_out}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): {way_out}") from error

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from cache.store.artefact import file_hash, fingerprint
 from cache.store.errors import InputError
 
 PATIENCE = 30  # seconds without any worker before the user is told
@@ -63,7 +64,7 @@ def run(
         elif scheduler == "threads":
             done = _threads(function, jobs, threads)
         else:
-            place = (os.getcwd(), str(work), threads, function)
+            place = (_CODE, os.getcwd(), str(work), threads, function)
             done = _dask([(*place, *job) for job in jobs], scheduler)
         with closing(done):  # type: ignore[type-var]
             for _ in done:
@@ -210,10 +211,27 @@ _CURRENT = _Folder()
 _OWN_THREADS = torch.get_num_threads()
 
 
+def _digest_of_code() -> str:
+    """Fingerprint of the sources of this project, and of the version of torch."""
+    root = Path(__file__).parents[2]
+    layers = ("cache", "pipeline", "stages")
+    files = sorted(path for layer in layers for path in (root / layer).rglob("*.py"))
+    return fingerprint(torch.__version__, [(str(f.relative_to(root)), file_hash(f)) for f in files])
+
+
+_CODE = _digest_of_code()  # as the process began, for it keeps what it has imported
+
+
 def _visit(
-    home: str, work: str, threads: int | None, function: Callable[..., Any], *job: Any
+    code: str, home: str, work: str, threads: int | None, function: Callable[..., Any], *job: Any
 ) -> None:
     """Run one job on a worker, in the folder in which the stage was started."""
+    if code != _CODE:
+        raise ClusterError(
+            "every worker must run the same version of this project and of torch as the command, "
+            f"found another on {socket.gethostname()} ({Path(__file__).parents[2]}): update it "
+            "there and start the worker again."
+        )
     if not (Path(home) / work).is_dir():
         raise ClusterError(
             f"every worker must see the project's folder at the same path, but {home} (with {work} "

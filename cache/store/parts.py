@@ -2,8 +2,8 @@
 
 A part is ``part-<name>.h5`` in the work folder; jobs that were finished before a kill are not done
 again. `assemble` copies the parts into one file and writes its manifest last. Every dataset carries
-Fletcher-32 checksums, HDF5's newest layout checks its own structures, and the manifest has a
-SHA-256, so that damaged bytes raise an error instead of giving wrong numbers.
+Fletcher-32 and zlib's checksums, HDF5's newest layout checks its own structures, and the manifest
+has a SHA-256, so that damaged bytes raise an error instead of giving wrong numbers.
 """
 
 from __future__ import annotations
@@ -129,10 +129,13 @@ def open_complete(path: str | Path, stage: str) -> tuple[h5py.File, dict[str, An
         text = file.attrs["manifest"]
         if _sha256(text) != file.attrs["manifest_sha256"]:
             raise ValueError("its SHA-256 differs")
+        file.visititems(lambda *_: None)  # the headers of all that it holds, each with a checksum
         return file, json.loads(text)
     except DAMAGE as error:
         file.close()
-        raise InputError(f"{path} has no whole manifest ({error}): {way_out}") from error
+        raise InputError(
+            f"{path} has no whole manifest or damaged structures ({error}): {way_out}"
+        ) from error
 
 
 class Assembled:
@@ -191,8 +194,10 @@ def dataset(group: h5py.Group, name: str, array: np.ndarray, *, compress: bool =
         chunks=chunks,
         fletcher32=True,
         shuffle=compress,
-        compression="gzip" if compress else None,
-        compression_opts=1 if compress else None,
+        # Level 0 packs without compressing: the Fletcher-32 of zeros is 0, so that of a block of
+        # zeros where a chunk was it says nothing, but zeros are no stream of zlib's.
+        compression="gzip",
+        compression_opts=1 if compress else 0,
     )
 
 

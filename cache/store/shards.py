@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from google_crc32c import value as crc32c
 
-from cache.store.artefact import partial_name
+from cache.store.artefact import file_hash, fingerprint, partial_name, read_marker, write_json
 
 _CRC = 4  # bytes of a checksum
 _ABSENT = 2**64 - 1  # start and length of a chunk that holds nothing but the fill value
@@ -81,6 +82,34 @@ class Shards:
                 raise ValueError(f"chunk {inside} must have {length} bytes, found the file's end")
         values = _checked(stored, f"chunk {inside}")
         return values.view(self.dtype).reshape(self.chunk, self.channels)
+
+
+def mark_whole(marker: Path, folder: Path, files: Iterable[Path]) -> None:
+    """Write, last of all, that these files below a folder are whole: their sizes and digests."""
+    facts = {
+        path.relative_to(folder).as_posix(): [path.stat().st_size, file_hash(path)]
+        for path in files
+    }
+    write_json(marker, facts)
+
+
+def is_whole(marker: Path, folder: Path, *, read: bool) -> bool:
+    """Whether the files of a marker have their sizes and, if they are ``read``, their digests."""
+    try:
+        facts = read_marker(marker).items()
+        return bool(facts) and all(
+            (folder / name).stat().st_size == size
+            and (not read or file_hash(folder / name) == digest)
+            for name, (size, digest) in facts
+        )
+    except (OSError, AttributeError, TypeError, ValueError):
+        return False
+
+
+def layout_mark(folder: Path) -> str:
+    """Fingerprint of the metadata of all arrays below a folder: shapes, types, codecs."""
+    files = sorted(folder.rglob("zarr.json"))
+    return fingerprint([(path.relative_to(folder).as_posix(), file_hash(path)) for path in files])
 
 
 def shard_file(folder: Path, name: str, shard: int) -> Path:

@@ -17,9 +17,10 @@ from cache.segments import Segments
 from cache.store.errors import InputError
 from pipeline.evaluation import confusion, scores
 from stages import Stage
+from stages.atlas import make_atlas
 from stages.colours import blend, class_colours, colour, eigenfunction_image, palette
 from stages.drawing import Picture, confusion_chart, curve_chart, encode, iou_chart
-from stages.pages import write_page
+from stages.pages import render, write_pages
 from stages.params import Params, load
 from stages.progress import track
 from stages.score_table import print_scores
@@ -66,6 +67,9 @@ def make_report(
             example(number, row, truth.get(row.id), maps, colours)
             for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
         ]
+        mapped = [row for row in read_index(index) if row.id in set(maps.images)]
+        title = f"{params.dataset}: names for clusters"
+        atlas = make_atlas(title, mapped, maps, suggestion(mapping))
     metrics = store.read_metrics(folder / "metrics.json")
     charts = class_charts(store.read_counts(folder / "counts.json")[1], mapping, split)
     curves = curve_charts(store.read_curve(folder / "curve.csv"))
@@ -76,11 +80,21 @@ def make_report(
         **score_table(metrics, params.data.train, split),
         **legend_and_notes(mapping, colours, split),
     }
-    write_page(out, "report.html", pictures, gallery=gallery, charts=charts, curves=curves, **shown)
+    page = render("report.html", gallery=gallery, charts=charts, curves=curves, **shown)
+    write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
     print_scores(metrics, params.data.train, split)
+    click.echo(f"To name the clusters: {Path(out) / 'clusters.html'}")
     if shown["origins"]:
         click.echo(verdict(metrics))
     click.echo(f"Report: {Path(out) / 'index.html'}")
+
+
+def suggestion(mapping: store.ClassMapping) -> dict[str, Any] | None:
+    """The names that labels give to clusters; None without labels."""
+    if mapping.fitted_on is None:
+        return None
+    clusters = mapping.clusters["ours"][MATCHING].tolist()
+    return {"classes": mapping.classes, "clusters": clusters, "split": mapping.fitted_on}
 
 
 def spaced(rows: Sequence[ImageRow], n: int) -> list[ImageRow]:
@@ -270,9 +284,10 @@ def main(
 ) -> None:
     """Draw the metrics, curves and gallery as one HTML page.
 
-    Reads the results of eval, the training curve, and of the gallery's images the photos, label
-    maps, eigenfunctions and labels (data/ and results/). Writes index.html, which needs no network,
-    and every picture as PNG to results/report/. Prints the scores and where the page is.
+    Reads the results of eval, the training curve, label maps, photos, and of the gallery's images
+    eigenfunctions and labels (data/ and results/). Writes index.html, clusters.html (the atlas, on
+    which one names clusters), which need no network, and every picture as PNG to results/report/.
+    Prints the scores and where the pages are.
     """
     if sweep:
         draw_sweep(sweep, out)

@@ -15,7 +15,7 @@ import zarr
 
 from cache import heads
 from cache.features import Features
-from cache.segments import ImageMaps, Segments, write_maps
+from cache.segments import FORMAT, ImageMaps, Segments, write_maps
 from cache.store import parts
 from cache.store.errors import InputError
 from pipeline.head.head import Head
@@ -130,13 +130,15 @@ def image_maps(image: int) -> ImageMaps:
     rng = np.random.default_rng(image)
     shape = (31 + image, 17)
     labels = {name: rng.integers(0, k, shape).astype(np.uint16) for name, k in CLUSTERS.items()}
-    return ImageMaps(image, labels, rng.normal(size=(6, 3, 2)).astype(np.float32))
+    functions = rng.normal(size=(6, 3, 2)).astype(np.float32)
+    seconds = rng.integers(0, CLUSTERS["ours"], (3, 2))
+    return ImageMaps(image, labels, functions, seconds, rng.uniform(size=(3, 2)))
 
 
 def write_segments(folder: Path, **manifest: object) -> Path:
     for name, images in (("0", (0, 3)), ("1", (12,))):
         write_maps(folder, name, (image_maps(image) for image in images), CLUSTERS)
-    facts = {"format": 1, "clusters": CLUSTERS, "images": [0, 3, 12], **manifest}
+    facts = {"format": FORMAT, "clusters": CLUSTERS, "images": [0, 3, 12], **manifest}
     parts.assemble(folder, ["0", "1"], folder / "segments.h5", facts)
     return folder / "segments.h5"
 
@@ -154,6 +156,9 @@ def test_segments_round_trip(tmp_path: Path) -> None:
             np.testing.assert_array_equal(
                 store.eigenfunctions(image), expected.eigenfunctions.astype(np.float16)
             )
+            seconds, margins = store.runner_up(image)
+            np.testing.assert_array_equal(seconds, expected.seconds)
+            np.testing.assert_array_equal(margins, expected.margins.astype(np.float16))
         with pytest.raises(
             InputError, match=r"holds no ours/00000005, only .* run `eigenseg segment`"
         ):
@@ -175,7 +180,7 @@ def test_flipped_bit_is_found_and_named(tmp_path: Path, name: str) -> None:
 
 def test_segments_of_another_format(tmp_path: Path) -> None:
     path = write_segments(tmp_path, format=7)
-    with pytest.raises(InputError, match=r"segments\.h5 has format 7, this version reads 1: run"):
+    with pytest.raises(InputError, match=r"segments\.h5 has format 7, this version reads 2: run"):
         Segments(path)
 
 

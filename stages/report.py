@@ -206,7 +206,13 @@ def legend_and_notes(
 
 def origins(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> dict[str, str]:
     """Headings of the kinds of mapping that the metrics hold."""
-    headings = {"oracle": f"oracle: fitted on {evaluated}", "train": f"fitted on {train}"}
+    headings = {
+        "oracle": f"oracle: fitted on {evaluated}",
+        "train": f"fitted on {train}",
+        "typical": f"on the most typical of {train}",
+        "different": f"on the most different of {train}",
+        "random": f"on some of {train}, 5 draws",
+    }
     held = {key for entry in metrics.values() for key in entry.get(MATCHING, {})}
     return {key: heading for key, heading in headings.items() if key in held}
 
@@ -236,6 +242,8 @@ def score_notes(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) 
     ]
     if "train" in held:
         notes.append(f"The other mapping has seen the labels of {train} only.")
+    if "different" in held:
+        notes.append(f"The other mappings have seen the labels of a few images of {train} only.")
     return notes
 
 

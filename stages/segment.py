@@ -172,7 +172,7 @@ def describe(
     made_from = {
         "features": cache.fingerprint,
         "head": head["fingerprint"],
-        **params.segment.model_dump(),
+        **params.segment.model_dump(exclude={"names"}),
         "clusters": dict(zip(PREDICTORS, clusters, strict=True)),
         "images": [row.id for row in rows],
     }

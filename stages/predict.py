@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -101,16 +102,10 @@ def predict(
         hardware = choose_device(device)
     check_crf(choices.crf)
     loaded = heads.load_head(head)
-    folders = {out: predictions.outputs(out)}
-    if export:
-        folders[export] = predictions.samples(export)
-    photos = find_photos(images, [path for paths in folders.values() for path in paths])
+    targets = Targets(out, export, named=names is not None)
+    photos = find_photos(images, [path for paths in targets.owned.values() for path in paths])
     naming = naming_of(loaded[2]["head"]["clusters"], mapping, names, choices)
-    if export and (not naming.classes or export == out):
-        raise InputError(
-            f"a data set needs classes (--names or --mapping) and a folder other than --out, found "
-            f"{len(naming.classes)} classes and {export}: correct --export."
-        )
+    check_export(targets, naming)
     origin = {
         "head": loaded[2]["fingerprint"],
         **choices._asdict(),
@@ -119,13 +114,12 @@ def predict(
         "values": fingerprint(naming.values.tolist()),
     }
     model = load_model(loaded, weights, hardware)
-    for folder, owned in folders.items():
+    for folder, owned in targets.owned.items():
         predictions.start(folder, origin, owned)
     if naming.classes:
         predictions.write_classes(out, naming.classes, naming.colours)
     if export:
         predictions.write_class_list(export, naming.classes)
-    targets = Targets(out, export, named=names is not None)
     faults = list(write_all(targets, photos, model, naming, choices))
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
@@ -141,6 +135,21 @@ class Targets(NamedTuple):
     out: str
     export: str | None
     named: bool
+
+    @property
+    def owned(self) -> dict[str, list[Path]]:
+        """What is written below each folder."""
+        folders = {self.out: predictions.outputs(self.out)}
+        return folders | ({self.export: predictions.samples(self.export)} if self.export else {})
+
+
+def check_export(targets: Targets, naming: Naming) -> None:
+    """Raise InputError where a data set is wanted that cannot be."""
+    if targets.export and (not naming.classes or targets.export == targets.out):
+        raise InputError(
+            f"a data set needs classes (--names or --mapping) and a folder other than --out, found "
+            f"{len(naming.classes)} classes and {targets.export}: correct --export."
+        )
 
 
 def naming_of(

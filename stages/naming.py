@@ -28,6 +28,12 @@ def cluster_names(k: int) -> Naming:
     return Naming(values, palette(k), [])
 
 
+def class_names(mapping: np.ndarray, classes: list[str]) -> Naming:
+    """Label values are the indices of the clusters' classes ``(K,)``, with the report's colours."""
+    values = np.where(mapping < 0, NO_CLASS, mapping).astype(np.uint8)
+    return Naming(values, class_colours(len(classes)), classes)
+
+
 def given_names(names: Names) -> Naming:
     """Label values are the indices of the names that a person gave."""
     return Naming(names.values, class_colours(len(names.classes)), names.classes)
@@ -55,6 +61,14 @@ def write_named(
     )
     predictions.write_prediction(out, name, labels, png_colours(naming), picture)
     return areas
+
+
+def write_plain(
+    out: str | Path, name: str, image: np.ndarray, labels: np.ndarray, naming: Naming
+) -> None:
+    """Write the label map of a photo and its overlay; arguments as in `write_named`."""
+    picture = overlay(image, labels, naming.colours, OPACITY)
+    predictions.write_prediction(out, name, labels, png_colours(naming), picture)
 
 
 def png_colours(naming: Naming) -> np.ndarray:

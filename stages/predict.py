@@ -15,7 +15,7 @@ from cache import heads, predictions
 from cache import results as store
 from cache.backbone import FOLDER, facts, load_backbone, weights_hash
 from cache.images import Photo, cut_tile, find_photos, read_image, resize
-from cache.names import NO_CLASS, PREDICTOR, Names, read_names
+from cache.names import PREDICTOR, Names, read_names
 from cache.segments import PREDICTORS
 from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
@@ -26,14 +26,14 @@ from pipeline.features.vit import Backbone, Levels, half_tokens
 from pipeline.maps.crf import check_crf, label_map
 from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_maps, window
 from stages import Stage, way_out
-from stages.colours import class_colours, overlay
 from stages.naming import (
-    OPACITY,
     Naming,
+    class_names,
     cluster_names,
     given_names,
     png_colours,
     write_named,
+    write_plain,
 )
 from stages.progress import track
 
@@ -124,8 +124,8 @@ def predict(
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
-    kind = f"classes by {choices.matching}" if mapping else "cluster ids"
-    kind = f"{len(names.classes)} names" if names else kind
+    by = f"{len(names.classes)} names" if names else f"classes by {choices.matching}"
+    kind = by if naming.classes else "cluster ids"
     click.echo(f"{written}, {kind} of {choices.predictor}")
 
 
@@ -156,17 +156,15 @@ def naming_of(
     k: int, mapping: store.ClassMapping | None, names: Names | None, choices: Choices
 ) -> Naming:
     """What the label maps will hold."""
-    if names is not None:
-        return given_names(names)
-    return cluster_names(k) if mapping is None else class_names(mapping, choices)
+    if names is not None or mapping is None:
+        return given_names(names) if names is not None else cluster_names(k)
+    return class_names(mapping.clusters[choices.predictor][choices.matching], mapping.classes)
 
 
 def find_names(path: str, manifest: dict[str, Any], predictor: str) -> Names:
     """The names that a person gave to the clusters of this head; its predictor must be theirs."""
     if predictor != PREDICTOR:
-        raise InputError(
-            f"--names are of the clusters of {PREDICTOR}, found --predictor {predictor}."
-        )
+        raise InputError(f"--names are of {PREDICTOR}, found --predictor {predictor}: omit one.")
     return read_names(path, manifest["fingerprint"], manifest["head"]["clusters"])
 
 
@@ -195,13 +193,6 @@ def find_mapping(path: str, head: str) -> store.ClassMapping | None:
         click.echo(f"{error} Cluster ids are written instead of classes.", err=True)
         return None
     return mapping
-
-
-def class_names(mapping: store.ClassMapping, choices: Choices) -> Naming:
-    """Label values are the indices of the clusters' classes, with the report's colours."""
-    classes = mapping.clusters[choices.predictor][choices.matching]
-    values = np.where(classes < 0, NO_CLASS, classes).astype(np.uint8)
-    return Naming(values, class_colours(len(mapping.classes)), mapping.classes)
 
 
 def load_model(
@@ -267,7 +258,6 @@ def write_all(
 ) -> Iterator[str]:
     """Write the label map and the overlay of every photo; what is wrong with the bad ones."""
     way_out = "Replace or remove the file, then run predict again."
-    table = png_colours(naming)
     areas = {}
     for photo in track(photos, "segmenting"):
         try:
@@ -283,10 +273,9 @@ def write_all(
         if targets.named:
             areas[photo.name] = write_named(targets.out, photo.name, image, labels, naming)
         else:
-            picture = overlay(image, labels, naming.colours, OPACITY)
-            predictions.write_prediction(targets.out, photo.name, labels, table, picture)
+            write_plain(targets.out, photo.name, image, labels, naming)
         if targets.export:
-            sample = (SPLIT, photo.name, photo.path, labels, table)
+            sample = (SPLIT, photo.name, photo.path, labels, png_colours(naming))
             predictions.write_sample(targets.export, *sample)
     if targets.named:
         predictions.write_areas(targets.out, naming.classes, areas)
@@ -325,7 +314,8 @@ def read_windows(model: Model, resized: np.ndarray, tiles: Sequence[Tile]) -> It
     """The tokens of an image's tiles, which are all of one shape; ``resized`` is uint8 RGB."""
     patch, size = model.backbone.patch, model.extracted["params"]["batch"]
     for batch in (tiles[i : i + size] for i in range(0, len(tiles), size)):
-        pixels = np.stack([cut_tile(resized, _place(tile), tile.flip) for tile in batch])
+        cuts = [((t.top, t.left, t.height, t.width), t.flip) for t in batch]
+        pixels = np.stack([cut_tile(resized, *cut) for cut in cuts])
         arrays = half_tokens(
             model.backbone, torch.from_numpy(pixels).to(model.device), model.levels
         )
@@ -363,10 +353,6 @@ def levels_of(
         around = [arrays[names[str(level)]] for level in model.around]
         levels[CONTEXT] = context.apply(model.fit, around, *grid)
     return levels
-
-
-def _place(tile: Tile) -> tuple[int, int, int, int]:
-    return tile.top, tile.left, tile.height, tile.width
 
 
 @click.command(cls=Stage)

@@ -39,7 +39,7 @@ PENALTY = 0.1  # of the probe, for one image; chosen on one draw of the drawn sc
 LENGTH = 20.0  # of the tokens that the probe sees
 NEIGHBOURS = 10
 MOST_ROWS = 10_000  # that the kNN classifier looks through
-SPREAD = 50  # training images over which the kNN classifier names clusters
+SPREAD = 30  # training images over which the kNN classifier names clusters
 LEAST = 0.01  # added to probabilities before their logarithm
 LEVEL = "context"
 CENTRES = slice(POINTS // 2, None, POINTS)  # the points beside the centres of patches
@@ -94,7 +94,7 @@ class Clusters(NamedTuple):
 
 @click.command()
 @click.option("--head", "folders", multiple=True, default=("data/head",), help="One for each K.")
-@click.option("--images", default=100, show_default=True, help="Evaluated, evenly spaced, at most.")
+@click.option("--images", default=60, show_default=True, help="Evaluated, evenly spaced, at most.")
 @click.option("--draws", default=DRAWS, show_default=True, help="Of images at random.")
 def main(folders: tuple[str, ...], images: int, draws: int) -> None:
     """Score clusters named by few images against a linear probe and a kNN classifier.

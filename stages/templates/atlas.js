@@ -172,19 +172,31 @@ function inkOf(text, index, x, y) {
 /* The colours of a photo as a canvas of its size. */
 function overlay(photo) {
   const cells = cellsOf(photo), scale = data.scale, width = photo.width * scale, height = photo.height * scale;
-  const pixels = new ImageData(width, height);
-  const index = given.map((text) => classes.indexOf(text));
+  const pixels = new ImageData(width, height), words = new Uint32Array(pixels.data.buffer);
+  const tileOf = given.map(tile);
   for (let y = 0, at = 0; y < height; y++) {
-    const row = Math.floor(y / scale) * photo.width;
-    for (let x = 0; x < width; x++, at += 4) {
-      const id = cells[row + Math.floor(x / scale)];
-      const ink = inkOf(given[id], index[id], x, y);
-      if (ink) pixels.data.set(ink, at);
+    const row = Math.floor(y / scale) * photo.width, line = (y % TILE) * TILE;
+    for (let x = 0; x < width; x++, at++) {
+      const inks = tileOf[cells[row + Math.floor(x / scale)]];
+      if (inks) words[at] = inks[line + (x % TILE)];
     }
   }
   const canvas = new OffscreenCanvas(width, height);
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   return canvas;
+}
+
+/* The inks of a text, pixel by pixel, as words of an image; kept, for they do not change. */
+const TILE = 120;  // px: whole periods of all patterns
+const tiles = new Map();
+function tile(text) {
+  if (text === "" || tiles.has(text)) return tiles.get(text);
+  const bytes = new Uint8ClampedArray(4 * TILE * TILE), index = classes.indexOf(text);
+  for (let y = 0, at = 0; y < TILE; y++) {
+    for (let x = 0; x < TILE; x++, at += 4) bytes.set(inkOf(text, index, x, y), at);
+  }
+  tiles.set(text, new Uint32Array(bytes.buffer));
+  return tiles.get(text);
 }
 
 /* The border of a cluster as a path in cells. */

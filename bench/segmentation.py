@@ -26,7 +26,7 @@ from pipeline.features.whitening import unit_rows
 from pipeline.head.head import Head, initialise
 from pipeline.head.kmeans import KMeans
 from pipeline.head.kmeans import scores as kmeans_scores
-from pipeline.maps.predictors import Predictors, Window, score_maps
+from pipeline.maps.predictors import Predictors, Window, runner_up, score_maps
 from pipeline.maps.upsampling import upsample_argmax
 
 LEVELS = 3
@@ -154,7 +154,8 @@ def whole_image(
     with tempfile.TemporaryDirectory() as folder:
         clusters = dict.fromkeys(PREDICTORS, case.clusters)
         with clock.part("writing"):
-            maps = ImageMaps(0, labels, found.eigenfunctions.cpu().numpy())
+            functions = found.eigenfunctions.cpu().numpy()
+            maps = ImageMaps(0, labels, functions, *runner_up(found.ours))
             write_maps(folder, "0", [maps], clusters)
             manifest = {"format": FORMAT, "clusters": clusters, "images": [0]}
             parts.assemble(folder, ["0"], Path(folder) / "segments.h5", manifest)

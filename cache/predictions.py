@@ -1,8 +1,10 @@
-"""A folder of label maps of new images: index PNG, overlays on the photos, names and colours."""
+"""Folders of label maps: index PNG, overlays on the photos, names, colours, areas; data sets."""
 
 from __future__ import annotations
 
+import csv
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cache.store.artefact import read_json, write_bytes, write_json, write_text
+from cache.store.artefact import partial_name, read_json, write_bytes, write_json, write_text
 from cache.store.errors import InputError
 
 _MANIFEST = "predict.json"
@@ -20,13 +22,20 @@ _ROW, _TEXT = 24, 15  # px of the legend: a row, its letters
 
 def outputs(out: str | Path) -> list[Path]:
     """All that this module writes below ``out``, beside the manifest."""
-    return [Path(out) / name for name in ("labels", "overlays", "classes.txt", "legend.png")]
+    names = ("labels", "overlays", "classes.txt", "legend.png", "areas.csv")
+    return [Path(out) / name for name in names]
 
 
-def start(out: str | Path, facts: Mapping[str, Any]) -> None:
+def samples(out: str | Path) -> list[Path]:
+    """All that this module writes of a data set below ``out``, beside the manifest."""
+    return [Path(out) / name for name in ("images", "labels", "classes.txt")]
+
+
+def start(out: str | Path, facts: Mapping[str, Any], owned: Sequence[Path]) -> None:
     """Make the folder ready: further images may join those of the same facts, others may not.
 
     Args:
+        owned: what will be written, `outputs` or `samples` of it.
         facts: what gives the values of the label maps their meaning, JSON-able.
 
     Raises:
@@ -44,7 +53,7 @@ def start(out: str | Path, facts: Mapping[str, Any]) -> None:
                 f"{out} must hold label maps made in one way, found those of another "
                 f"{', '.join(other) or 'version'} ({path}). {way_out}"
             )
-    elif present := [str(own) for own in outputs(out) if own.exists()]:
+    elif present := [str(own) for own in owned if own.exists()]:
         raise InputError(
             f"{out} must be absent or a folder that `predict` has written (with {_MANIFEST}), "
             f"found {', '.join(present)} of something else, which is not overwritten. {way_out}"
@@ -73,13 +82,73 @@ def write_prediction(
 
 
 def write_classes(out: str | Path, classes: Sequence[str], colours: np.ndarray) -> None:
-    """Write classes.txt, one name a line (line number = label value), and legend.png.
+    """Write classes.txt and legend.png.
 
     Args:
         colours: uint8 ``(classes + 1, 3)``, the last one of pixels without a class.
     """
-    write_text(Path(out) / "classes.txt", "".join(f"{name}\n" for name in classes))
+    write_class_list(out, classes)
     write_bytes(Path(out) / "legend.png", _encode(_legend([*classes, "no class"], colours), "PNG"))
+
+
+def legend_below(picture: np.ndarray, names: Sequence[str], colours: np.ndarray) -> np.ndarray:
+    """A picture uint8 ``(H, W, 3)`` with a legend below it, in as many columns as fit."""
+    entries = [_legend([name], colour[None]) for name, colour in zip(names, colours, strict=True)]
+    wide = picture.shape[1]
+    column = min(wide, max(entry.width for entry in entries))
+    columns = max(1, wide // column)
+    below = Image.new("RGB", (wide, _ROW * -(-len(entries) // columns)), "white")
+    for i, entry in enumerate(entries):
+        below.paste(entry, (i % columns * column, i // columns * _ROW))
+    return np.concatenate([picture, np.asarray(below)])
+
+
+def write_areas(out: str | Path, classes: Sequence[str], areas: Mapping[str, np.ndarray]) -> None:
+    """Write areas.csv: pixels of every class and, last, of none, a row for each photo.
+
+    Photos of a former table of the same classes stay.
+
+    Args:
+        areas: by photo, int64 ``(classes + 1,)``.
+    """
+    path = Path(out) / "areas.csv"
+    header = ["photo", *classes, "no class"]
+    rows: dict[str, list[Any]] = {}
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            former = list(csv.reader(file))
+        rows = {row[0]: row for row in former[1:]} if former[:1] == [header] else {}
+    rows |= {name: [name, *values.tolist()] for name, values in areas.items()}
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(
+        [header, *(rows[name] for name in sorted(rows))]
+    )
+    write_text(path, buffer.getvalue())
+
+
+def write_sample(
+    out: str | Path, split: str, name: str, photo: Path, labels: np.ndarray, colours: np.ndarray
+) -> None:
+    """Add a photo and its label to a data set: images/<split>/<name>.*, labels/<split>/<name>.png.
+
+    Args:
+        photo: the image's file, which is copied.
+        labels: uint8 ``(H, W)`` of the image after EXIF rotation.
+        colours: uint8 ``(256, 3)``, by label.
+    """
+    target = Path(out) / "images" / split / f"{name}{photo.suffix}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_name(target)
+    shutil.copyfile(photo, partial)
+    partial.replace(target)
+    indices = Image.fromarray(labels)
+    indices.putpalette(colours.tobytes())
+    write_bytes(Path(out) / "labels" / split / f"{name}.png", _encode(indices, "PNG"))
+
+
+def write_class_list(out: str | Path, classes: Sequence[str]) -> None:
+    """Write classes.txt, one name a line (line number = label value)."""
+    write_text(Path(out) / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
 def _legend(names: Sequence[str], colours: np.ndarray) -> Image.Image:

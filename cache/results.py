@@ -86,12 +86,14 @@ def made_from(
     labels: Mapping[int, Sequence[object]],
     train: str,
     evaluated: str,
-) -> dict[str, str]:
+    labelled: int | str,
+) -> dict[str, Any]:
     """What an evaluation is of: fingerprints of label maps, images and labels, and the splits.
 
     Args:
         segments: manifest of the label maps.
         labels: by the id of their image.
+        labelled: images of the training split that fit the mapping, or ``all``.
     """
     return {
         "segments": segments["fingerprint"],
@@ -99,6 +101,7 @@ def made_from(
         "labels": fingerprint(classes, list(labels.values())),
         "train": train,
         "eval": evaluated,
+        "labelled": labelled,
     }
 
 

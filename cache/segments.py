@@ -1,7 +1,8 @@
 """The file of label maps: cluster ids of every image at its own resolution, in one HDF5 file.
 
 ``/<predictor>/<image id>`` holds ids ``(height, width)``, uint8 for K <= 256, else uint16;
-``/eigenfunctions/<image id>`` holds the first logits at the patch grid, float16 ``(m, h, w)``.
+``/eigenfunctions/<image id>`` holds the first logits at the patch grid, float16 ``(m, h, w)``;
+``/seconds/<image id>`` and ``/margins/<image id>`` the runner-up of `ours` there, and its distance.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ PREDICTORS = ("ours", "ours_kmeans", "kmeans")
 
 
 class ImageMaps(NamedTuple):
-    """What is stored of one image: ids ``(height, width)`` by predictor, logits ``(m, h, w)``."""
+    """What is stored of one image: ids ``(height, width)`` by predictor, and at the patch grid
+    logits ``(m, h, w)``, ids ``(h, w)`` that came second in `ours`, and how far they are behind."""
 
     image: int
     labels: Mapping[str, np.ndarray]
     eigenfunctions: np.ndarray
+    seconds: np.ndarray
+    margins: np.ndarray
 
 
 def write_maps(
@@ -41,8 +45,13 @@ def write_maps(
             for predictor, k in clusters.items():
                 ids = image.labels[predictor].astype(np.uint8 if k <= 256 else np.uint16)
                 parts.dataset(file.require_group(predictor), key, ids, compress=True)
-            values = image.eigenfunctions.astype(np.float16)
-            parts.dataset(file.require_group("eigenfunctions"), key, values)
+            at_grid = {
+                "eigenfunctions": image.eigenfunctions.astype(np.float16),
+                "seconds": image.seconds.astype(np.uint16),
+                "margins": image.margins.astype(np.float16),
+            }
+            for group, values in at_grid.items():
+                parts.dataset(file.require_group(group), key, values)
 
 
 class Segments(parts.Assembled):
@@ -86,6 +95,14 @@ class Segments(parts.Assembled):
     def eigenfunctions(self, image: int) -> np.ndarray:
         """The first m logits of one image: float16 ``(m, grid_h, grid_w)``; errors as `read`."""
         return self._read("eigenfunctions", image)
+
+    def runner_up(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """What came second in `ours` at the patch grid, and by how much; errors as `read`.
+
+        Returns:
+            Ids uint16 ``(grid_h, grid_w)``, and float16 differences of the scores.
+        """
+        return self._read("seconds", image), self._read("margins", image)
 
     def _read(self, group: str, image: int) -> np.ndarray:
         return parts.read(self.node(f"{group}/{_key(image)}"))

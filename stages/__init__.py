@@ -22,6 +22,7 @@ STAGES = {
     "graph": "Build the kNN graphs and pixel graphs from the cache.",
     "train": "Train the eigenfunction head and fit both K-means on the cache.",
     "segment": "Turn cached features into label maps at the images' resolution.",
+    "name": "Write label maps by the names given to clusters.",
     "eval": "Count clusters against classes and score every matching.",
     "report": "Draw the metrics, curves and gallery as one HTML page.",
     "predict": "Segment new images with a trained head.",

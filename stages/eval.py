@@ -15,10 +15,17 @@ from cache.labels import LabelRow, read_label, read_labels
 from cache.segments import Segments
 from cache.store.errors import InputError
 from pipeline.evaluation import MATCHINGS, confusion, count, scores
+from pipeline.selection import most_different, most_typical
 from stages import Stage
 from stages.params import Params, load
 from stages.progress import track
 from stages.score_table import print_scores
+
+PREDICTOR = "ours"  # whose clusters choose the images to label
+DRAWS = 5  # of images at random
+
+Samples = dict[str, set[int]]
+"""Ids of the images that are counted, by what they are counted for: a split, or a choice of it."""
 
 
 class Tally(NamedTuple):
@@ -40,9 +47,12 @@ def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -
     classes, truth = read_labels(labels, images)
     with Segments(segments) as store:
         rows = select(images, truth, data.train, data.eval, store, segments)
-        tally = tally_images(rows, truth, len(classes), data.eval, store)
-        made_from = results.made_from(store.manifest, images, classes, truth, data.train, data.eval)
-    found = assess(tally, classes, data.train, data.eval, store.manifest["head"])
+        samples = samples_of(rows, truth, params, store)
+        tally = tally_images(rows, truth, len(classes), samples, data.eval, store)
+        made_from = results.made_from(
+            store.manifest, images, classes, truth, data.train, data.eval, params.eval.labelled
+        )
+    found = assess(tally, classes, params, store.manifest["head"])
     results.write_evaluation(out, found, made_from)
     print_scores(found.metrics, data.train, data.eval)
 
@@ -73,10 +83,35 @@ def select(
     return wanted
 
 
+def samples_of(
+    rows: Sequence[ImageRow], truth: dict[int, LabelRow], params: Params, store: Segments
+) -> Samples:
+    """The splits, or the evaluation split and what is chosen of the training split, label-free."""
+    data, n = params.data, params.eval.labelled
+    splits = {name: {row.id for row in rows if row.split == name} for name in params.splits}
+    stored = {row.id: store.by_content[row.sha256] for row in rows}
+    ids = sorted(splits[data.train] & truth.keys())
+    if n == "all" or data.train == data.eval or len(ids) <= n:
+        return splits
+    k = store.clusters[PREDICTOR]
+    areas = np.stack(
+        [
+            np.bincount(store.read(PREDICTOR, stored[i]).ravel(), minlength=k)
+            for i in track(ids, "choosing")
+        ]
+    )
+    generator = np.random.default_rng(params.seed)
+    chosen = {"typical": most_typical(areas, n), "different": most_different(areas, n)}
+    chosen |= {f"random {i}": generator.permutation(len(ids))[:n] for i in range(DRAWS)}
+    by_name = {name: {ids[i] for i in places} for name, places in chosen.items()}
+    return {data.eval: splits[data.eval], **by_name}
+
+
 def tally_images(
     rows: Sequence[ImageRow],
     truth: dict[int, LabelRow],
     n_classes: int,
+    samples: Samples,
     evaluated: str,
     store: Segments,
 ) -> Tally:
@@ -87,7 +122,8 @@ def tally_images(
     """
     counts: results.Counts = {name: {} for name in store.clusters}
     used = {name: np.zeros(k, dtype=bool) for name, k in store.clusters.items()}
-    for row in track(rows, "counting pixels"):
+    wanted = set().union(*samples.values())
+    for row in track([row for row in rows if row.id in wanted], "counting pixels"):
         label = _label(truth.get(row.id))
         for name, k in store.clusters.items():
             clusters = store.read(name, store.by_content[row.sha256])
@@ -102,7 +138,8 @@ def tally_images(
                     "another version of the image. Run prepare, then segment again."
                 )
             pairs = count(clusters, label, k, n_classes)
-            counts[name][row.split] = counts[name].get(row.split, 0) + pairs
+            for sample in (key for key, ids in samples.items() if row.id in ids):
+                counts[name][sample] = counts[name].get(sample, 0) + pairs
     return Tally(counts, used)
 
 
@@ -110,38 +147,52 @@ def _label(row: LabelRow | None) -> np.ndarray | None:
     return None if row is None else read_label(row.path, row.sha256)
 
 
-def assess(
-    tally: Tally, classes: Sequence[str], train: str, evaluated: str, head: str
-) -> results.Evaluation:
-    """Score every predictor with every matching, fitted on either split.
+def assess(tally: Tally, classes: Sequence[str], params: Params, head: str) -> results.Evaluation:
+    """Score every predictor with every matching, fitted on either split or on a choice of images.
 
     With one split for both there is no `train` mapping: it would be the oracle by another name.
     """
+    train, evaluated = params.data.train, params.data.eval
     metrics: dict[str, dict[str, Any]] = {
         name: {"k": int(used.size), "clusters_used": int(used.sum())}
         for name, used in tally.used.items()
     }
-    labelled = {split for splits in tally.counts.values() for split in splits}
-    fitted = {split: _fit(tally.counts, split) for split in labelled}
+    labelled = {sample: None for samples in tally.counts.values() for sample in samples}
+    fitted = {sample: _fit(tally.counts, sample) for sample in labelled}
     per_class: list[results.ClassScore] = []
-    for origin, split in {"oracle": evaluated, "train": train}.items():
-        if not {split, evaluated} <= labelled or (origin == "train" and split == evaluated):
-            continue
+    for origin, samples in origins_of(list(labelled), train, evaluated).items():
         for name, matching in product(tally.counts, MATCHINGS):
-            score = scores(confusion(tally.counts[name][evaluated], fitted[split][name][matching]))
+            table = tally.counts[name][evaluated]
+            found = [scores(confusion(table, fitted[s][name][matching])) for s in samples]
             metrics[name].setdefault(matching, {})[origin] = {
-                "miou": score.miou,
-                "accuracy": score.accuracy,
-                "classes_covered": score.classes_covered,
+                "miou": float(np.mean([score.miou for score in found])),
+                "accuracy": float(np.mean([score.accuracy for score in found])),
+                "classes_covered": round(np.mean([score.classes_covered for score in found])),
             }
             per_class += [
                 results.ClassScore(name, matching, origin, label, float(iou))
-                for label, iou in zip(classes, score.iou, strict=True)
+                for label, iou in zip(classes, np.mean([s.iou for s in found], axis=0), strict=True)
             ]
-    fitted_on = next((split for split in (train, evaluated) if split in labelled), None)
+    fitted_on = next((s for s in (train, "different", evaluated) if s in fitted), None)
     mappings = fitted[fitted_on] if fitted_on else {}
+    if fitted_on == "different":
+        fitted_on = f"{train}, the {params.eval.labelled} most different images"
     kept = results.ClassMapping(head, fitted_on, list(classes), mappings)
     return results.Evaluation(metrics, classes, tally.counts, kept, per_class)
+
+
+def origins_of(labelled: Sequence[str], train: str, evaluated: str) -> dict[str, list[str]]:
+    """What mappings are fitted on, by the origin's name: one sample, or several draws."""
+    if evaluated not in labelled:
+        return {}
+    found = {"oracle": [evaluated]}
+    if train in labelled and train != evaluated:
+        found["train"] = [train]
+    for origin in ("typical", "different", "random"):
+        samples = [name for name in labelled if name.split()[0] == origin and name != evaluated]
+        if samples and train not in labelled:
+            found[origin] = samples
+    return found
 
 
 def _fit(counts: results.Counts, split: str) -> dict[str, dict[str, np.ndarray]]:
@@ -163,7 +214,9 @@ def main(params: str, index: str, labels: str, segments: str, out: str) -> None:
     Reads the label maps and, where there are labels, the ground truth of the training and the
     evaluation split. Writes metrics.json, counts.json, mapping.json and per_class.csv to results/,
     and prints the scores: `oracle` mappings are fitted on the very labels that are scored, `train`
-    mappings on the training split's. Without labels it counts the clusters in use.
+    mappings on the training split's, or, where `eval.labelled` is a number, on so many of its
+    images: the most typical, the most different, and 5 draws. Without labels it counts the clusters
+    in use.
     """
     evaluate(load(params), index, labels, segments, out)
 

@@ -148,6 +148,11 @@ class KMeansParams(_Section):
 class SegmentParams(_Section):
     temperature: Positive | None
     crf: Annotated[int, Field(ge=0, le=1000)]
+    names: PathText | None
+
+
+class EvalParams(_Section):
+    labelled: Literal[1, 2, 5, 10, "all"]
 
 
 class ComputeParams(_Section):
@@ -172,6 +177,7 @@ class Params(_Section):
     train: TrainParams
     kmeans: KMeansParams
     segment: SegmentParams
+    eval: EvalParams
     compute: ComputeParams
 
     @model_validator(mode="after")

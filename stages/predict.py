@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -14,6 +15,7 @@ from cache import heads, predictions
 from cache import results as store
 from cache.backbone import FOLDER, facts, load_backbone, weights_hash
 from cache.images import Photo, cut_tile, find_photos, read_image, resize
+from cache.names import PREDICTOR, Names, read_names
 from cache.segments import PREDICTORS
 from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
@@ -24,13 +26,20 @@ from pipeline.features.vit import Backbone, Levels, half_tokens
 from pipeline.maps.crf import check_crf, label_map
 from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_maps, window
 from stages import Stage, way_out
-from stages.colours import class_colours, colour, overlay, palette
+from stages.naming import (
+    Naming,
+    class_names,
+    cluster_names,
+    given_names,
+    png_colours,
+    write_named,
+    write_plain,
+)
 from stages.progress import track
 
 # By name, for evaluation is out of reach here: it is next to the ground truth.
 MATCHINGS = ("majority_iou", "majority_count", "hungarian")
-NO_CLASS = 255  # label value of a cluster that no class was matched to
-OPACITY = 0.6
+SPLIT = "train"  # of a data set that is exported
 CONTEXT = "context"  # the level that is made of others
 TILING = ("short_side", "window", "stride", "max_patches")
 
@@ -53,14 +62,6 @@ class Model(NamedTuple):
     device: torch.device
 
 
-class Naming(NamedTuple):
-    """What the label maps hold: ``values[cluster]``, and uint8 ``(n, 3)`` colours by value."""
-
-    values: np.ndarray
-    colours: np.ndarray
-    classes: list[str]
-
-
 class Choices(NamedTuple):
     """How label maps are made from scores: whose clusters, named how, refined how."""
 
@@ -77,6 +78,8 @@ def predict(
     mapping: store.ClassMapping | None,
     choices: Choices,
     *,
+    names: Names | None = None,
+    export: str | None = None,
     weights: str | None = None,
     device: str = "auto",
 ) -> None:
@@ -87,6 +90,8 @@ def predict(
         out: folder to write; further images may join those of the same choices.
         head: folder of the trained head.
         mapping: what the clusters are called; None for cluster ids.
+        names: what a person called them, in place of a mapping.
+        export: folder of a data set to write: these images, their labels, classes.txt.
         weights: of the backbone, where they have moved.
         device: auto, cpu or cuda.
 
@@ -97,9 +102,10 @@ def predict(
         hardware = choose_device(device)
     check_crf(choices.crf)
     loaded = heads.load_head(head)
-    photos = find_photos(images, predictions.outputs(out))
-    k = loaded[2]["head"]["clusters"]
-    naming = cluster_names(k) if mapping is None else class_names(mapping, choices)
+    targets = Targets(out, export, named=names is not None)
+    photos = find_photos(images, [path for paths in targets.owned.values() for path in paths])
+    naming = naming_of(loaded[2]["head"]["clusters"], mapping, names, choices)
+    check_export(targets, naming)
     origin = {
         "head": loaded[2]["fingerprint"],
         **choices._asdict(),
@@ -108,15 +114,58 @@ def predict(
         "values": fingerprint(naming.values.tolist()),
     }
     model = load_model(loaded, weights, hardware)
-    predictions.start(out, origin)
+    for folder, owned in targets.owned.items():
+        predictions.start(folder, origin, owned)
     if naming.classes:
         predictions.write_classes(out, naming.classes, naming.colours)
-    faults = list(write_all(out, photos, model, naming, choices))
+    if export:
+        predictions.write_class_list(export, naming.classes)
+    faults = list(write_all(targets, photos, model, naming, choices))
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
-    kind = f"classes by {choices.matching}" if mapping else "cluster ids"
+    by = f"{len(names.classes)} names" if names else f"classes by {choices.matching}"
+    kind = by if naming.classes else "cluster ids"
     click.echo(f"{written}, {kind} of {choices.predictor}")
+
+
+class Targets(NamedTuple):
+    """The folder of label maps, perhaps one of a data set; whether a person gave the names."""
+
+    out: str
+    export: str | None
+    named: bool
+
+    @property
+    def owned(self) -> dict[str, list[Path]]:
+        """What is written below each folder."""
+        folders = {self.out: predictions.outputs(self.out)}
+        return folders | ({self.export: predictions.samples(self.export)} if self.export else {})
+
+
+def check_export(targets: Targets, naming: Naming) -> None:
+    """Raise InputError where a data set is wanted that cannot be."""
+    if targets.export and (not naming.classes or targets.export == targets.out):
+        raise InputError(
+            f"a data set needs classes (--names or --mapping) and a folder other than --out, found "
+            f"{len(naming.classes)} classes and {targets.export}: correct --export."
+        )
+
+
+def naming_of(
+    k: int, mapping: store.ClassMapping | None, names: Names | None, choices: Choices
+) -> Naming:
+    """What the label maps will hold."""
+    if names is not None or mapping is None:
+        return given_names(names) if names is not None else cluster_names(k)
+    return class_names(mapping.clusters[choices.predictor][choices.matching], mapping.classes)
+
+
+def find_names(path: str, manifest: dict[str, Any], predictor: str) -> Names:
+    """The names that a person gave to the clusters of this head; its predictor must be theirs."""
+    if predictor != PREDICTOR:
+        raise InputError(f"--names are of {PREDICTOR}, found --predictor {predictor}: omit one.")
+    return read_names(path, manifest["fingerprint"], manifest["head"]["clusters"])
 
 
 def find_mapping(path: str, head: str) -> store.ClassMapping | None:
@@ -144,19 +193,6 @@ def find_mapping(path: str, head: str) -> store.ClassMapping | None:
         click.echo(f"{error} Cluster ids are written instead of classes.", err=True)
         return None
     return mapping
-
-
-def cluster_names(k: int) -> Naming:
-    """Label values are the ids of the K clusters, with the report's colours."""
-    values = np.arange(k, dtype=np.uint8 if k <= 256 else np.uint16)
-    return Naming(values, palette(k), [])
-
-
-def class_names(mapping: store.ClassMapping, choices: Choices) -> Naming:
-    """Label values are the indices of the clusters' classes, with the report's colours."""
-    classes = mapping.clusters[choices.predictor][choices.matching]
-    values = np.where(classes < 0, NO_CLASS, classes).astype(np.uint8)
-    return Naming(values, class_colours(len(mapping.classes)), mapping.classes)
 
 
 def load_model(
@@ -214,7 +250,7 @@ def open_backbone(extracted: dict[str, Any], weights: str | None) -> Backbone:
 
 
 def write_all(
-    out: str,
+    targets: Targets,
     photos: Sequence[Photo],
     model: Model,
     naming: Naming,
@@ -222,7 +258,7 @@ def write_all(
 ) -> Iterator[str]:
     """Write the label map and the overlay of every photo; what is wrong with the bad ones."""
     way_out = "Replace or remove the file, then run predict again."
-    table = colour(np.arange(256), naming.colours)  # of the PNG, where 255 may mean "no class"
+    areas = {}
     for photo in track(photos, "segmenting"):
         try:
             image = read_image(photo.path, way_out)
@@ -234,8 +270,15 @@ def write_all(
             yield f"{photo.path}: {error}"
             continue
         labels = naming.values[clusters]
-        picture = overlay(image, labels, naming.colours, OPACITY)
-        predictions.write_prediction(out, photo.name, labels, table, picture)
+        if targets.named:
+            areas[photo.name] = write_named(targets.out, photo.name, image, labels, naming)
+        else:
+            write_plain(targets.out, photo.name, image, labels, naming)
+        if targets.export:
+            sample = (SPLIT, photo.name, photo.path, labels, png_colours(naming))
+            predictions.write_sample(targets.export, *sample)
+    if targets.named:
+        predictions.write_areas(targets.out, naming.classes, areas)
 
 
 def segment_image(model: Model, image: np.ndarray, choices: Choices) -> np.ndarray:
@@ -271,7 +314,8 @@ def read_windows(model: Model, resized: np.ndarray, tiles: Sequence[Tile]) -> It
     """The tokens of an image's tiles, which are all of one shape; ``resized`` is uint8 RGB."""
     patch, size = model.backbone.patch, model.extracted["params"]["batch"]
     for batch in (tiles[i : i + size] for i in range(0, len(tiles), size)):
-        pixels = np.stack([cut_tile(resized, _place(tile), tile.flip) for tile in batch])
+        cuts = [((t.top, t.left, t.height, t.width), t.flip) for t in batch]
+        pixels = np.stack([cut_tile(resized, *cut) for cut in cuts])
         arrays = half_tokens(
             model.backbone, torch.from_numpy(pixels).to(model.device), model.levels
         )
@@ -311,15 +355,13 @@ def levels_of(
     return levels
 
 
-def _place(tile: Tile) -> tuple[int, int, int, int]:
-    return tile.top, tile.left, tile.height, tile.width
-
-
 @click.command(cls=Stage)
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, help="Folder to write.")
 @click.option("--head", default="data/head", help="Folder of the trained head.")
 @click.option("--mapping", default="results/mapping.json", help="Classes of clusters, or `none`.")
+@click.option("--names", help="names.json of the atlas, in place of a mapping.")
+@click.option("--export", help="Folder of a data set to write: images, labels, classes.txt.")
 @click.option("--predictor", default="ours", type=click.Choice(PREDICTORS), help="Whose clusters.")
 @click.option("--matching", default=MATCHINGS[0], type=click.Choice(MATCHINGS), help="Of classes.")
 @click.option("--weights", help="The backbone's weights, if they have moved.")
@@ -331,18 +373,25 @@ def _place(tile: Tile) -> tuple[int, int, int, int]:
 )
 @click.option("--crf", default=0, type=click.IntRange(min=0), help="Iterations of a CRF; 5 do.")
 def main(
-    images: tuple[str, ...], out: str, head: str, mapping: str, predictor: str, matching: str,
-    weights: str | None, device: str, temperature: float | None, crf: int,
+    images: tuple[str, ...], out: str, head: str, mapping: str, names: str | None,
+    export: str | None, predictor: str, matching: str, weights: str | None, device: str,
+    temperature: float | None, crf: int,
 ) -> None:  # fmt: skip
     """Segment new IMAGES (files, and folders with all below them) with a trained head.
 
-    Reads the images, data/head and, for the names of the classes, results/mapping.json. Writes
-    labels/<name>.png with class indices (255 = none) or, without a mapping, cluster ids,
-    overlays/<name>.jpg, classes.txt and legend.png to the folder --out.
+    Reads the images, data/head and, for the names of the classes, results/mapping.json or what
+    --names gives. Writes labels/<name>.png with class indices (255 = none) or, without a mapping,
+    cluster ids, overlays/<name>.jpg, classes.txt and legend.png to the folder --out; with --names
+    also areas.csv, and legends below the overlays.
     """
-    names = find_mapping(mapping, heads.load_head(head)[2]["fingerprint"])
+    manifest = heads.load_head(head)[2]
+    given = find_names(names, manifest, predictor) if names else None
+    found = None if given else find_mapping(mapping, manifest["fingerprint"])
     choices = Choices(predictor, matching, temperature, crf)
-    predict(images, out, head, names, choices, weights=weights, device=device)
+    predict(
+        images, out, head, found, choices, names=given, export=export, weights=weights,
+        device=device,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

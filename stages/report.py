@@ -16,9 +16,10 @@ from cache.labels import LabelRow, read_label, read_labels
 from cache.segments import Segments
 from pipeline.evaluation import confusion, scores
 from stages import Stage
+from stages.atlas import make_atlas
 from stages.colours import blend, class_colours, colour, eigenfunction_image, palette
 from stages.drawing import Picture, confusion_chart, curve_chart, encode, iou_chart
-from stages.pages import write_page
+from stages.pages import render, write_pages
 from stages.params import Params, load
 from stages.progress import track
 from stages.score_table import print_scores
@@ -59,7 +60,9 @@ def make_report(
     classes, truth = read_labels(labels, images)
     rows = [row for row in images if row.split == split]
     with Segments(segments) as maps:
-        made_from = store.made_from(maps.manifest, images, classes, truth, params.data.train, split)
+        made_from = store.made_from(
+            maps.manifest, images, classes, truth, params.data.train, split, params.eval.labelled
+        )
         found = store.read_evaluation(folder, made_from)
         mapping, metrics = found.mapping, found.metrics
         curve = store.read_curve(folder / "curve.csv", maps.manifest["curve"])
@@ -68,6 +71,13 @@ def make_report(
             example(number, row, truth.get(row.id), maps, colours)
             for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
         ]
+        mapped = [
+            row._replace(id=maps.by_content[row.sha256])
+            for row in images
+            if row.sha256 in maps.by_content
+        ]
+        title = f"{params.dataset}: names for clusters"
+        atlas = make_atlas(title, mapped, maps, suggestion(mapping))
     charts = class_charts(found.counts, mapping, split)
     curves = curve_charts(curve)
     pictures = [*charts, *curves]
@@ -77,11 +87,21 @@ def make_report(
         **score_table(metrics, params.data.train, split),
         **legend_and_notes(mapping, colours, split),
     }
-    write_page(out, "report.html", pictures, gallery=gallery, charts=charts, curves=curves, **shown)
+    page = render("report.html", gallery=gallery, charts=charts, curves=curves, **shown)
+    write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
     print_scores(metrics, params.data.train, split)
+    click.echo(f"To name the clusters: {Path(out) / 'clusters.html'}")
     if shown["origins"]:
         click.echo(verdict(metrics))
     click.echo(f"Report: {Path(out) / 'index.html'}")
+
+
+def suggestion(mapping: store.ClassMapping) -> dict[str, Any] | None:
+    """The names that labels give to clusters; None without labels."""
+    if mapping.fitted_on is None:
+        return None
+    clusters = mapping.clusters["ours"][MATCHING].tolist()
+    return {"classes": mapping.classes, "clusters": clusters, "split": mapping.fitted_on}
 
 
 def spaced(rows: Sequence[ImageRow], n: int) -> list[ImageRow]:
@@ -179,7 +199,13 @@ def legend_and_notes(
 
 def origins(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> dict[str, str]:
     """Headings of the kinds of mapping that the metrics hold."""
-    headings = {"oracle": f"oracle: fitted on {evaluated}", "train": f"fitted on {train}"}
+    headings = {
+        "oracle": f"oracle: fitted on {evaluated}",
+        "train": f"fitted on {train}",
+        "typical": f"on the most typical of {train}",
+        "different": f"on the most different of {train}",
+        "random": f"on some of {train}, 5 draws",
+    }
     held = {key for entry in metrics.values() for key in entry.get(MATCHING, {})}
     return {key: heading for key, heading in headings.items() if key in held}
 
@@ -209,6 +235,8 @@ def score_notes(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) 
     ]
     if "train" in held:
         notes.append(f"The other mapping has seen the labels of {train} only.")
+    if "different" in held:
+        notes.append(f"The other mappings have seen the labels of a few images of {train} only.")
     return notes
 
 
@@ -257,9 +285,10 @@ def main(
 ) -> None:
     """Draw the metrics, curves and gallery as one HTML page.
 
-    Reads the results of eval, the training curve, and of the gallery's images the photos, label
-    maps, eigenfunctions and labels (data/ and results/). Writes index.html, which needs no network,
-    and every picture as PNG to results/report/. Prints the scores and where the page is.
+    Reads the results of eval, the training curve, label maps, photos, and of the gallery's images
+    eigenfunctions and labels (data/ and results/). Writes index.html, clusters.html (the atlas, on
+    which one names clusters), which need no network, and every picture as PNG to results/report/.
+    Prints the scores and where the pages are.
     """
     if sweep:
         draw_sweep(sweep, out)

@@ -20,7 +20,7 @@ def print_scores(metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated
     first = next(iter(metrics.values()))
     matchings = [key for key, value in first.items() if isinstance(value, Mapping)]
     held = first[matchings[0]] if matchings else {}
-    origins = [origin for origin in ("oracle", "train") if origin in held]
+    origins = list(held)
     table = Table(
         title=f"Split {evaluated}" + ": mIoU/accuracy in % (classes covered)" * bool(held)
     )
@@ -42,6 +42,11 @@ def print_scores(metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated
         console.print(f"oracle: mapping fitted on the labels of {evaluated}, the ones scored here.")
     if "train" in held:
         console.print(f"train: mapping fitted on the labels of {train} only.")
+    if "different" in held:
+        console.print(
+            f"typical, different, random: fitted on the labels of a few images of {train}, chosen "
+            "without labels (random: mean of 5 draws)."
+        )
 
 
 def _score(score: dict[str, Any]) -> str:

@@ -20,7 +20,15 @@ from cache.store.artefact import fingerprint, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device
 from pipeline.maps.crf import check_crf, label_map
-from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_maps, window
+from pipeline.maps.predictors import (
+    Inputs,
+    Predictors,
+    Window,
+    restore,
+    runner_up,
+    score_maps,
+    window,
+)
 from stages import NO_GPU, Stage, way_out
 from stages.jobs import run_parts
 from stages.params import Params, load
@@ -99,7 +107,8 @@ def maps_of(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
             name: label_map(getattr(scores, name), image.height, image.width, pixels, job.crf)
             for name in PREDICTORS
         }
-        yield ImageMaps(image.id, labels, scores.eigenfunctions.cpu().numpy())
+        functions = scores.eigenfunctions.cpu().numpy()
+        yield ImageMaps(image.id, labels, functions, *runner_up(scores.ours))
 
 
 def window_of(cache: Features, tile: int, inputs: Inputs, device: torch.device) -> Window:
@@ -165,7 +174,7 @@ def describe(
         "model": head["backbone"]["model"],
         "seed": head["seed"],
         "curve": head["curve"],
-        **params.segment.model_dump(),
+        **params.segment.model_dump(exclude={"names"}),
         "clusters": dict(zip(PREDICTORS, clusters, strict=True)),
         "images": {row.id: row.sha256 for row in rows},
     }

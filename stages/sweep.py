@@ -12,7 +12,7 @@ from cache.results import read_rows
 from cache.segments import PREDICTORS
 from cache.store.errors import InputError
 from stages.drawing import Picture, sweep_chart
-from stages.pages import write_page
+from stages.pages import render, write_pages
 from stages.params import is_parameter
 
 MATCHINGS = ("majority_iou", "hungarian")
@@ -51,10 +51,11 @@ def draw_sweep(path: str, out: str) -> None:
         for key, line in sweeps.items()
     ]
     shown = {"facts": {"experiments": len(rows)}, "notes": NOTES, "predictors": PREDICTORS}
-    write_page(
-        out, "sweep.html", charts, title="eigenseg: a sweep", charts=charts, sweeps=sweeps,
+    page = render(
+        "sweep.html", title="eigenseg: a sweep", charts=charts, sweeps=sweeps,
         matchings=MATCHINGS, **shown,
     )  # fmt: skip
+    write_pages(out, {"index.html": page}, charts)
     for key, line in sweeps.items():
         click.echo(
             f"{key}: {len(line)} values, {sum(point.experiments for point in line)} experiments"

@@ -17,7 +17,7 @@ from stages.params import Params
 from tests.conftest import REPOSITORY
 
 LAYERS = ("cache", "pipeline", "stages")
-STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
+STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "name", "eval", "report")
 COMMANDS = (*STAGES, "predict")
 # They check, tell, schedule and report; no artefact's content depends on them, so that a new
 # parameter or a better message does not make DVC run the ViT again.
@@ -135,7 +135,9 @@ def test_numerics_touch_no_disk_and_no_configuration(path: Path) -> None:
         assert path.name == "params.py" or not roots & {"yaml", "pydantic"}
 
 
-@pytest.mark.parametrize("stage", ["extract", "context", "graph", "train", "segment", "predict"])
+@pytest.mark.parametrize(
+    "stage", ["extract", "context", "graph", "train", "segment", "name", "predict"]
+)
 def test_labels_are_out_of_reach_before_evaluation(stage: str) -> None:
     files = {name(path) for path in closure(REPOSITORY / f"stages/{stage}.py")}
     assert "cache/labels.py" not in files and "pipeline/evaluation.py" not in files

@@ -61,5 +61,5 @@ def test_a_segment_scores_as_its_best_cluster() -> None:
 
 
 def test_more_segments_than_clusters_are_refused() -> None:
-    with pytest.raises(ValueError, match="merged to 1 to 5 segments, as many as there are, found 6"):
+    with pytest.raises(ValueError, match=r"to 1 to 5 segments, .* found 6"):
         merge(np.eye(5, dtype=np.float32), 6)

@@ -22,7 +22,7 @@ from pipeline.head import training
 from stages import params, train
 from tests.conftest import Project, kill_when, tree_bytes
 
-STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
+STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "name", "eval", "report")
 PREDICTORS = ("ours", "ours_kmeans", "kmeans")
 MATCHINGS = ("majority_iou", "majority_count", "hungarian")
 

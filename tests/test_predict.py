@@ -19,7 +19,7 @@ from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
 from cache.store.artefact import read_manifest, write_manifest
 from pipeline.evaluation import MATCHINGS
-from stages import predict
+from stages import naming, predict
 from stages.colours import blend, class_colours, colour, overlay, palette
 from tests.conftest import Project, draw_scene, make_dataset
 
@@ -144,7 +144,7 @@ def test_colours_are_those_of_the_report(trained: Project) -> None:
     np.testing.assert_array_equal(found, colour(np.asarray(labels), colours))
     photo = read_image("photos/images/val/tall.png")
     picture = np.asarray(Image.open("found/overlays/tall.jpg"), dtype=float)
-    expected = blend(photo, found, predict.OPACITY)
+    expected = blend(photo, found, naming.OPACITY)
     assert picture.shape == photo.shape and np.abs(picture - expected).mean() < 3
     legend = np.asarray(Image.open("found/legend.png"))
     assert [tuple(legend[24 * row + 12, 12]) for row in range(5)] == [*map(tuple, colours)]

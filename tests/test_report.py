@@ -51,8 +51,10 @@ def write_made_up(project: Project) -> None:
         path = project.folder / "photos" / "labels" / row.split / f"{row.stem}.png"
         label = np.asarray(Image.open(path)) if path.exists() else np.zeros((96, 128), np.uint8)
         ids = {name: clusters_of(label, name, row.id) for name in PREDICTORS}
-        functions = np.random.default_rng(row.id).normal(size=(5, 6, 8))
-        maps.append(ImageMaps(row.id, ids, functions))
+        generator = np.random.default_rng(row.id)
+        functions, margins = generator.normal(size=(5, 6, 8)), generator.uniform(size=(6, 8))
+        seconds = generator.integers(0, K, (6, 8))
+        maps.append(ImageMaps(row.id, ids, functions, seconds, margins))
     clusters = dict.fromkeys(PREDICTORS, K)
     write_maps("data", "all", maps, clusters)
     losses = ((0, 1.5, 3), (1, -2.25, 4), (2, -3.0, 5))

@@ -131,7 +131,9 @@ def image_maps(image: int) -> ImageMaps:
     rng = np.random.default_rng(image)
     shape = (31 + image, 17)
     labels = {name: rng.integers(0, k, shape).astype(np.uint16) for name, k in CLUSTERS.items()}
-    return ImageMaps(image, labels, rng.normal(size=(6, 3, 2)).astype(np.float32))
+    functions = rng.normal(size=(6, 3, 2)).astype(np.float32)
+    seconds = rng.integers(0, CLUSTERS["ours"], (3, 2))
+    return ImageMaps(image, labels, functions, seconds, rng.uniform(size=(3, 2)))
 
 
 def write_segments(folder: Path, **manifest: object) -> Path:
@@ -157,6 +159,9 @@ def test_segments_round_trip(tmp_path: Path) -> None:
             np.testing.assert_array_equal(
                 store.eigenfunctions(image), expected.eigenfunctions.astype(np.float16)
             )
+            seconds, margins = store.runner_up(image)
+            np.testing.assert_array_equal(seconds, expected.seconds)
+            np.testing.assert_array_equal(margins, expected.margins.astype(np.float16))
         with pytest.raises(
             InputError, match=r"holds no ours/00000005, only .* run `eigenseg segment`"
         ):

@@ -147,6 +147,17 @@ def _scores(
     return ScoreMaps(*(_grid(values, window) for values in by_patch))
 
 
+def runner_up(scores: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Which cluster comes second at every patch of score maps ``(K, h, w)``, and by how much.
+
+    Returns:
+        Ids int64 ``(h, w)``, and the greatest score less the second, float32 ``(h, w)``.
+    """
+    best = scores.topk(2, dim=0)
+    margins = best.values[0] - best.values[1]
+    return best.indices[1].cpu().numpy(), margins.cpu().numpy()
+
+
 def _grid(values: Tensor, window: Window) -> Tensor:
     """Patches ``(n, K)`` -> map ``(K, grid_h, grid_w)``, mirrored back."""
     maps = values.T.reshape(-1, window.grid_h, window.grid_w)

@@ -38,7 +38,7 @@ from pipeline.features.tiles import sample_plan
 from pipeline.maps.crf import label_map
 from pipeline.maps.predictors import restore, score_maps, window
 from stages.params import Params, load
-from stages.train import KMEANS_SAMPLE
+from stages.train import sample_size
 
 MATCHED = ("majority_iou", "hungarian")
 PROBE = "probe"
@@ -186,7 +186,7 @@ def fit(contest: Contest, opponent: Opponent, seed: int) -> Scorer:
     if method == PROBE:
         return fit_probe(*training_set(contest, level), contest.classes, contest.epochs, seed)
     if method == "kmeans":
-        points = sample(contest, level, contest.clusters * KMEANS_SAMPLE, seed)
+        points = sample(contest, level, sample_size(contest.clusters), seed)
         return fit_kmeans(points, contest.clusters, whiten, seed)
     embed = {
         "spectral": partial(spectral, k=contest.k),

@@ -116,7 +116,8 @@ def main(folders: tuple[str, ...], images: int, draws: int) -> None:
 def read_data(params: Params, most: int) -> Data:
     """The labelled images of the project in this folder, at most so many to evaluate."""
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
-    rows, (classes, truth) = read_index("data/index.csv"), read_labels("data/labels.csv")
+    rows = read_index("data/index.csv")
+    classes, truth = read_labels("data/labels.csv", rows)
 
     def images(split: str, most: int) -> Iterator[Image]:
         tiles = cache.tiles_of(split)

@@ -180,12 +180,12 @@ def random_predictors(case: Case) -> Predictors:
     initialise(head, torch.Generator().manual_seed(0))
     parametrize.remove_parametrizations(head.last, "weight")
     generator = np.random.default_rng(0)
-    models = []
-    for channels in (head.width, case.channels):
+    models = {}
+    for name, channels in ("ours_kmeans", head.width), ("kmeans", case.channels):
         drawn = generator.standard_normal((case.clusters, channels), np.float32)
         nothing = np.zeros(channels, np.float32), np.zeros((channels, 0), np.float32)
-        models.append(KMeans(unit_rows(drawn), *nothing, spherical=True))
-    return Predictors(head.eval().to(case.device), *models)
+        models[name] = KMeans(unit_rows(drawn), *nothing, spherical=True)
+    return Predictors(head.eval().to(case.device), models["ours_kmeans"], models["kmeans"])
 
 
 def smooth_window(case: Case, seed: int) -> Window:

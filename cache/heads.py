@@ -19,7 +19,7 @@ from cache.store import tensors
 from cache.store.artefact import read_manifest, sweep, write_manifest
 from cache.store.errors import InputError
 
-FORMAT = 3
+FORMAT = 4
 FILES = ("head", "kmeans")
 LOG = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def save_head(
     Args:
         state: the head's ``state_dict``.
         kmeans: by name, the arrays and scalars of what was fitted beside the head: each K-means,
-            and what puts tokens into context.
+            the mean features of its own clusters, and what puts tokens into context.
         manifest: JSON-able; ``format`` and ``sha256`` (of either file's tensors) are added.
     """
     folder = Path(folder)

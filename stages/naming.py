@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cache import predictions
-from cache.names import NO_CLASS, Names
+from cache.names import NO_CLASS, PREDICTOR, Names, read_names
+from cache.store.errors import InputError
 from stages.colours import class_colours, colour, overlay, palette
 
 OPACITY = 0.6
@@ -37,6 +38,30 @@ def class_names(mapping: np.ndarray, classes: list[str]) -> Naming:
 def given_names(names: Names) -> Naming:
     """Label values are the indices of the names that a person gave."""
     return Naming(names.values, class_colours(len(names.classes)), names.classes)
+
+
+def segments_of(manifest: dict[str, Any], merge_to: int | None) -> int:
+    """How many segments the clusters of a head are merged to."""
+    k = manifest["head"]["clusters"]
+    if merge_to is not None and merge_to > k:
+        raise InputError(f"--merge-to must not exceed the {k} clusters of the head: lower it.")
+    return merge_to or k
+
+
+def check_names(naming: Naming, k: int) -> None:
+    """Raise InputError unless there is a name, or none, for each of k segments."""
+    if len(naming.values) != k:
+        raise InputError(
+            f"the mapping must be of {k} segments, found one of {len(naming.values)}: give "
+            f"--merge-to {len(naming.values)}, or --mapping none."
+        )
+
+
+def find_names(path: str, manifest: dict[str, Any], predictor: str, k: int) -> Names:
+    """The names that a person gave to the clusters of this head; its predictor must be theirs."""
+    if predictor != PREDICTOR:
+        raise InputError(f"--names are of {PREDICTOR}, found --predictor {predictor}: omit one.")
+    return read_names(path, manifest["fingerprint"], k)
 
 
 def write_named(

@@ -148,6 +148,7 @@ class KMeansParams(_Section):
 class SegmentParams(_Section):
     temperature: Positive | None
     crf: Annotated[int, Field(ge=0, le=1000)]
+    merge_to: Annotated[int, Field(ge=2)] | None
     names: PathText | None
 
 

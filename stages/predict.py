@@ -15,7 +15,7 @@ from cache import heads, predictions
 from cache import results as store
 from cache.backbone import FOLDER, facts, load_backbone, weights_hash
 from cache.images import Photo, cut_tile, find_photos, read_image, resize
-from cache.names import PREDICTOR, Names, read_names
+from cache.names import Names
 from cache.segments import PREDICTORS
 from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
@@ -28,10 +28,13 @@ from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_
 from stages import Stage, way_out
 from stages.naming import (
     Naming,
+    check_names,
     class_names,
     cluster_names,
+    find_names,
     given_names,
     png_colours,
+    segments_of,
     write_named,
     write_plain,
 )
@@ -69,6 +72,7 @@ class Choices(NamedTuple):
     matching: str = MATCHINGS[0]
     temperature: float | None = None  # of a softmax before the interpolation; None: the logits
     crf: int = 0  # iterations
+    merge_to: int | None = None  # segments that the clusters are merged to
 
 
 def predict(
@@ -104,7 +108,9 @@ def predict(
     loaded = heads.load_head(head)
     targets = Targets(out, export, named=names is not None)
     photos = find_photos(images, [path for paths in targets.owned.values() for path in paths])
-    naming = naming_of(loaded[2]["head"]["clusters"], mapping, names, choices)
+    k = segments_of(loaded[2], choices.merge_to)
+    naming = naming_of(k, mapping, names, choices)
+    check_names(naming, k)
     check_export(targets, naming)
     origin = {
         "head": loaded[2]["fingerprint"],
@@ -113,7 +119,7 @@ def predict(
         "classes": naming.classes,
         "values": fingerprint(naming.values.tolist()),
     }
-    model = load_model(loaded, weights, hardware)
+    model = load_model(loaded, weights, hardware, choices.merge_to)
     for folder, owned in targets.owned.items():
         predictions.start(folder, origin, owned)
     if naming.classes:
@@ -161,13 +167,6 @@ def naming_of(
     return class_names(mapping.clusters[choices.predictor][choices.matching], mapping.classes)
 
 
-def find_names(path: str, manifest: dict[str, Any], predictor: str) -> Names:
-    """The names that a person gave to the clusters of this head; its predictor must be theirs."""
-    if predictor != PREDICTOR:
-        raise InputError(f"--names are of {PREDICTOR}, found --predictor {predictor}: omit one.")
-    return read_names(path, manifest["fingerprint"], manifest["head"]["clusters"])
-
-
 def find_mapping(path: str, head: str) -> store.ClassMapping | None:
     """The mapping from clusters to classes, None for cluster ids.
 
@@ -199,6 +198,7 @@ def load_model(
     head: tuple[dict[str, Any], dict[str, Any], dict[str, Any]],
     weights: str | None,
     device: torch.device,
+    merge_to: int | None = None,
 ) -> Model:
     """Restore the predictors and open the backbone that their features came from.
 
@@ -207,7 +207,7 @@ def load_model(
         weights: the backbone's weight file; None = as when the features were extracted.
     """
     state, centres, manifest = head
-    inputs, predictors = restore(manifest, state, centres, device)
+    inputs, predictors = restore(manifest, state, centres, device, merge_to)
     extracted = manifest["backbone"]
     # Emulated, bfloat16 is many times slower than the float32 that it stands for.
     bfloat16 = extracted["bfloat16"] and hardware_bfloat16(device)
@@ -372,10 +372,11 @@ def levels_of(
     help="As `segment.temperature`; without it the logits are interpolated.",
 )
 @click.option("--crf", default=0, type=click.IntRange(min=0), help="Iterations of a CRF; 5 do.")
+@click.option("--merge-to", type=click.IntRange(min=2), help="As `segment.merge_to`.")
 def main(
     images: tuple[str, ...], out: str, head: str, mapping: str, names: str | None,
     export: str | None, predictor: str, matching: str, weights: str | None, device: str,
-    temperature: float | None, crf: int,
+    temperature: float | None, crf: int, merge_to: int | None,
 ) -> None:  # fmt: skip
     """Segment new IMAGES (files, and folders with all below them) with a trained head.
 
@@ -385,9 +386,10 @@ def main(
     also areas.csv, and legends below the overlays.
     """
     manifest = heads.load_head(head)[2]
-    given = find_names(names, manifest, predictor) if names else None
+    k = segments_of(manifest, merge_to)
+    given = find_names(names, manifest, predictor, k) if names else None
     found = None if given else find_mapping(mapping, manifest["fingerprint"])
-    choices = Choices(predictor, matching, temperature, crf)
+    choices = Choices(predictor, matching, temperature, crf, merge_to)
     predict(
         images, out, head, found, choices, names=given, export=export, weights=weights,
         device=device,

@@ -47,6 +47,7 @@ class Job(NamedTuple):
     mark: str
     temperature: float | None
     crf: int  # iterations
+    merge_to: int | None
     device: str
     clusters: tuple[int, ...]
 
@@ -65,12 +66,15 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
     _, centres, head_manifest = heads.load_head(head)
     check_head(head, head_manifest, cache)
     rows = images_of(read_index(index), index, cache, params.splits)
-    clusters = (head_manifest["head"]["clusters"],)
-    clusters += tuple(len(centres[name]["centroids"]) for name in PREDICTORS[1:])
+    check_merging(params.segment.merge_to, head_manifest["head"]["clusters"])
+    clusters = tuple(
+        params.segment.merge_to or len(centres[name]["centroids"]) for name in PREDICTORS
+    )
     manifest = describe(params, cache, head_manifest, rows, clusters)
     mark = manifest["fingerprint"]
     with work_folder(out, mark) as work:
-        choices = (params.segment.temperature, params.segment.crf, params.compute.device)
+        chosen = params.segment
+        choices = (chosen.temperature, chosen.crf, chosen.merge_to, params.compute.device)
         job = Job(str(work), features, context, head, mark, *choices, clusters)
         images = {
             f"{i:08d}": (rows[i : i + PART_IMAGES],) for i in range(0, len(rows), PART_IMAGES)
@@ -128,8 +132,18 @@ def window_of(cache: Features, tile: int, inputs: Inputs, device: torch.device) 
 def _opened(job: Job) -> tuple[Features, Inputs, Predictors]:
     """The cache, the levels to look at, and the models; once in each process."""
     state, centres, manifest = heads.load_head(job.head)
-    inputs, predictors = restore(manifest, state, centres, choose_device(job.device))
+    device = choose_device(job.device)
+    inputs, predictors = restore(manifest, state, centres, device, job.merge_to)
     return Features.open(job.features).beside(job.context), inputs, predictors
+
+
+def check_merging(merge_to: int | None, clusters: int) -> None:
+    """Raise InputError unless the clusters can be merged to so many segments."""
+    if merge_to is not None and merge_to > clusters:
+        raise InputError(
+            f"segment.merge_to ({merge_to}) must not exceed the {clusters} clusters of the head: "
+            "lower it, set it to null, or train with more `clusters`"
+        )
 
 
 def check_head(path: str, manifest: dict, cache: Features) -> None:

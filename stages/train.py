@@ -39,6 +39,8 @@ from stages.progress import bar, track
 
 READERS = 8  # threads that load batches for a GPU
 KMEANS_SAMPLE = 600  # training patches for each centre
+LEAST_SAMPLE = 100_000  # and for all of them: few centres of few patches depend on the draw
+BLOCK = 16_384  # patches that are assigned at a time
 
 
 def train(params: Params, features: str, context: str, graph: str, out: str, curve: str) -> None:
@@ -149,7 +151,12 @@ def start_centres(params: Params, cache: Features) -> np.ndarray:
 def kmeans_sample(params: Params, cache: Features, tiles: np.ndarray) -> list[np.ndarray]:
     """The patches of each tile that K-means is fitted to; the same for each of them."""
     generator = np.random.default_rng([params.seed, 1])
-    return sample_plan(cache.sizes(tiles), params.clusters * KMEANS_SAMPLE, generator)
+    return sample_plan(cache.sizes(tiles), sample_size(params.clusters), generator)
+
+
+def sample_size(clusters: int) -> int:
+    """How many training patches K-means is fitted to."""
+    return max(clusters * KMEANS_SAMPLE, LEAST_SAMPLE)
 
 
 def load_batches(
@@ -202,7 +209,10 @@ def load_batch(params: Params, cache: Features, graphs: Graphs, round_: int, gro
 
 @torch.inference_mode()
 def fit_kmeans(params: Params, cache: Features, tiles: np.ndarray, head: Head) -> dict[str, dict]:
-    """K-means on a sample of F (`kmeans`) and of the head's features (`ours_kmeans`)."""
+    """K-means on a sample of F (`kmeans`) and of the head's features (`ours_kmeans`).
+
+    Beside them the mean features of the head's own clusters (`ours`), by which they are merged.
+    """
     plan = kmeans_sample(params, cache, tiles)
     device = next(head.parameters()).device
     plain, learned = [], []
@@ -210,9 +220,12 @@ def fit_kmeans(params: Params, cache: Features, tiles: np.ndarray, head: Head) -
         plain.append(cache.tokens(params.kmeans.level, tile)[rows])
         tokens = torch.from_numpy(cache.batch(params.head.levels, [tile])).to(device).float()
         learned.append(head.features(tokens, [len(tokens)])[rows].half().cpu().numpy())
+    features = np.concatenate(learned).astype(np.float32)
+    last = head.last.weight.cpu()
+    ids = torch.cat([(part @ last.T).argmax(1) for part in torch.from_numpy(features).split(BLOCK)])
+    fitted = {"ours": {"centroids": kmeans.means(features, ids.numpy(), last.numpy())}}
     whitened = {"kmeans": params.kmeans.whiten, "ours_kmeans": None}
-    fitted = {}
-    for name, points in (("kmeans", plain), ("ours_kmeans", learned)):
+    for name, points in (("kmeans", plain), ("ours_kmeans", [features])):
         fitted[name] = kmeans.fit(
             np.concatenate(points).astype(np.float32),
             params.clusters,

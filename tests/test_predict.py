@@ -113,6 +113,17 @@ def test_equals_extract_and_segment_with_nothing_but_the_head(trained: Project) 
         assert Path(out, "classes.txt").read_text() == Path("photos/classes.txt").read_text()
 
 
+def test_merged_clusters_equal_segment_and_need_the_same_number(trained: Project) -> None:
+    trained.set("segment.merge_to", 3)
+    trained.ok("segment", "eval")
+    text = predict_fails(trained, "photos/images", "--out", "all")
+    assert "the mapping must be of 6 segments, found one of 3: give --merge-to 3" in text
+    predict_ok(trained, "photos/images", "--out", "merged", "--merge-to", "3")
+    check_equal(written("merged"), stored(Path("."), "ours", "majority_iou"))
+    text = predict_fails(trained, "photos/images", "--out", "none", "--merge-to", "9")
+    assert "--merge-to must not exceed the 6 clusters of the head" in text
+
+
 def test_windows_and_keys_equal_extract_and_segment(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

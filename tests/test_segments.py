@@ -16,12 +16,13 @@ import zarr
 from cache import heads
 from cache.features import Features
 from cache.index import read_index, write_index
-from cache.segments import FORMAT, ImageMaps, Segments, write_maps
+from cache.segments import FORMAT, PREDICTORS, ImageMaps, Segments, write_maps
 from cache.store import parts
 from cache.store.errors import InputError
 from pipeline.head.head import Head
 from pipeline.head.kmeans import fit, scores
-from pipeline.maps.predictors import Predictors, Window, score_maps
+from pipeline.maps.merging import merge
+from pipeline.maps.predictors import Predictors, Window, restore, score_maps
 from tests.conftest import Project
 
 CLUSTERS = {"ours": 300, "ours_kmeans": 256, "kmeans": 4}
@@ -286,6 +287,40 @@ def test_stage_equals_the_short_way_and_repeats(trained: Project, choices: dict[
     trained.ok("segment")
     assert Path("data/segments.h5").read_bytes() == first
     assert not list(Path("data/.work").glob("segments*"))
+
+
+def test_clusters_are_merged_without_training_again(trained: Project) -> None:
+    head = Path("data/head/head.safetensors").read_bytes()
+    trained.set("segment.merge_to", 3)
+    trained.ok("segment")
+    assert Path("data/head/head.safetensors").read_bytes() == head
+    _, centres, _ = heads.load_head("data/head")
+    segment_of = merge(centres["ours"]["centroids"], 3)
+    with Segments("data/segments.h5") as store:
+        assert store.clusters == dict.fromkeys(PREDICTORS, 3)
+        whole = naive_labels(8, 96, 128, None)
+        merged = store.read("ours", 8)
+    # Where four patches are of one segment, so is all between them; borders may move.
+    assert (merged == segment_of[whole]).mean() > 0.9
+    assert merged.max() < 3
+    trained.set("segment.merge_to", 7)
+    assert "segment.merge_to (7) must not exceed the 6 clusters of the head: lower it" in (
+        trained.run("segment").output
+    )
+
+
+def test_centres_of_the_heads_own_clusters_are_means_of_their_features(trained: Project) -> None:
+    state, centres, manifest = heads.load_head("data/head")
+    _, predictors = restore(manifest, state, centres, torch.device("cpu"))
+    cache = Features.open("data/features.zarr").beside("data/context.zarr")
+    tiles = cache.tiles_of("train")
+    tokens = torch.from_numpy(cache.batch(manifest["head"]["levels"], tiles)).float()
+    with torch.no_grad():
+        features, logits = predictors.head(tokens, cache.sizes(tiles))
+    for cluster, centre in enumerate(centres["ours"]["centroids"]):
+        own = features[logits.argmax(dim=1) == cluster].numpy()
+        expected = own.mean(axis=0) if len(own) else predictors.head.last.weight[cluster].detach()
+        np.testing.assert_allclose(centre, expected, atol=2e-3)
 
 
 def test_stage_with_windows_covers_the_image(project: Project) -> None:

@@ -98,6 +98,23 @@ def centres(
     return np.asarray(kmeans.centroids)
 
 
+def means(points: np.ndarray, ids: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """The mean of the points of every cluster: float32 ``(K, d)``.
+
+    Args:
+        points: float32 ``(n, d)``.
+        ids: integers ``(n,)``, the cluster of each point.
+        empty: float32 ``(K, d)``, what stands for a cluster without a point.
+    """
+    order = np.argsort(ids, kind="stable")
+    counts = np.bincount(ids, minlength=len(empty))
+    used = counts > 0
+    firsts = (np.cumsum(counts) - counts)[used]
+    found = empty.astype(np.float32)
+    found[used] = np.add.reduceat(points[order], firsts) / counts[used, None]
+    return found
+
+
 def prepare(model: KMeans, tokens: np.ndarray) -> np.ndarray:
     """The tokens as they are compared with the centres: float32 ``(n, c)`` -> ``(n, d)``."""
     values = np.ascontiguousarray(tokens, np.float32)

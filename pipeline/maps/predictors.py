@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +13,21 @@ from torch.nn.utils import parametrize
 
 from pipeline.head.head import Head
 from pipeline.head.kmeans import KMeans, scores
+from pipeline.maps.merging import merge, merge_scores
 
 
 class Predictors(NamedTuple):
-    """What training leaves: the head, K-means on its features, K-means on one level's tokens."""
+    """What training leaves: the head, K-means on its features, K-means on one level's tokens.
+
+    Attributes:
+        segment_of: for each of the three the segment of each of its clusters, int64 ``(K,)``; empty
+            where every cluster is a segment.
+    """
 
     head: Head
     ours_kmeans: KMeans
     kmeans: KMeans
+    segment_of: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Window(NamedTuple):
@@ -46,6 +54,7 @@ def restore(
     state: Mapping[str, Tensor],
     centres: Mapping[str, Mapping[str, Any]],
     device: torch.device,
+    merge_to: int | None = None,
 ) -> tuple[Inputs, Predictors]:
     """The predictors that training has left, and what they look at.
 
@@ -53,8 +62,13 @@ def restore(
         manifest: ``head`` (``levels``, and beside them the arguments of `Head`), and the choices
             of ``kmeans`` (its ``level``).
         state: the head's ``state_dict``.
-        centres: by name the fields of each `KMeans` (ours_kmeans, kmeans).
+        centres: by name the fields of each `KMeans` (ours_kmeans, kmeans), and the mean features of
+            the head's own clusters (ours).
         device: where the head computes.
+        merge_to: segments to merge the clusters of each to; None merges nothing.
+
+    Raises:
+        ValueError: there are fewer clusters than segments wanted.
     """
     levels = manifest["head"]["levels"]
     others = {name: value for name, value in manifest["head"].items() if name != "levels"}
@@ -65,7 +79,10 @@ def restore(
         parametrize.remove_parametrizations(head.last, "weight")
     head.eval().to(device)
     models = {name: KMeans(**centres[name]) for name in ("ours_kmeans", "kmeans")}
-    return Inputs(levels, manifest["kmeans"]["level"]), Predictors(head, **models)
+    names = () if merge_to is None else ("ours", *models)
+    segment_of = {name: merge(centres[name]["centroids"], merge_to or 0) for name in names}
+    inputs = Inputs(levels, manifest["kmeans"]["level"])
+    return inputs, Predictors(head, **models, segment_of=segment_of)
 
 
 def window(
@@ -116,6 +133,8 @@ def score_maps(
 ) -> ScoreMaps:
     """Score every patch of one image with all predictors; overlapping windows are averaged.
 
+    Clusters that are merged score as one segment, with the best of their scores.
+
     Args:
         windows: together they cover the grid; on the device of the head.
         grid_h, grid_w: patches of the image.
@@ -131,7 +150,12 @@ def score_maps(
         merge_windows([(maps, *at) for maps, at in zip(same, places, strict=True)], grid_h, grid_w)
         for same in zip(*scored, strict=True)
     )
-    return ScoreMaps(*merged)
+    maps = ScoreMaps(*merged)
+    fewer = {
+        name: merge_scores(getattr(maps, name), segment_of)
+        for name, segment_of in predictors.segment_of.items()
+    }
+    return maps._replace(**fewer)
 
 
 def _scores(

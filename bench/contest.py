@@ -57,6 +57,7 @@ class Contest(NamedTuple):
     k: int  # neighbours in the graph of spectral clustering
     degree: float | None  # of the cut
     epochs: int  # of the probe
+    merge_to: int | None  # segments that clusters of trained heads are merged to
 
 
 class Labelled(NamedTuple):
@@ -101,9 +102,10 @@ class Opponent(NamedTuple):
 @click.option("--k", default=50, show_default=True, help="Neighbours in the graph of spectral.")
 @click.option("--degree", type=float, help="Mean affinity of ncut; the package's without it.")
 @click.option("--epochs", default=20, show_default=True, help="Passes of the probe.")
+@click.option("--merge-to", type=int, help="Segments that clusters of the heads are merged to.")
 def main(
     opponents: tuple[str, ...], folders: tuple[str, ...], clusters: int, seeds: int, patches: int,
-    k: int, degree: float | None, epochs: int,
+    k: int, degree: float | None, epochs: int, merge_to: int | None,
 ) -> None:  # fmt: skip
     """Score OPPONENTS (kmeans:last, kmeans:late:64, spectral:late:64, ncut:last, probe:late).
 
@@ -114,7 +116,7 @@ def main(
     params = load()
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
     classes = len(read_labels("data/labels.csv", read_index("data/index.csv"))[0])
-    contest = Contest(params, cache, classes, clusters, patches, k, degree, epochs)
+    contest = Contest(params, cache, classes, clusters, patches, k, degree, epochs, merge_to)
     rows: dict[str, list[Table]] = {}
     for folder in folders:
         for name, table in trained(contest, folder).items():
@@ -216,7 +218,7 @@ def training_set(contest: Contest, level: str) -> tuple[np.ndarray, np.ndarray]:
 def trained(contest: Contest, folder: str) -> dict[str, Table]:
     """Score the predictors of a trained head, as segment and eval do."""
     state, fitted, manifest = heads.load_head(Path(folder))
-    inputs, predictors = restore(manifest, state, fitted, torch.device("cpu"))
+    inputs, predictors = restore(manifest, state, fitted, torch.device("cpu"), contest.merge_to)
     temperature = contest.params.segment.temperature
 
     def maps(item: Labelled, predictor: str) -> torch.Tensor:
@@ -231,7 +233,11 @@ def trained(contest: Contest, folder: str) -> dict[str, Table]:
 
     return {
         name: matched(
-            count_pixels(contest, partial(maps, predictor=name), manifest["head"]["clusters"]),
+            count_pixels(
+                contest,
+                partial(maps, predictor=name),
+                contest.merge_to or manifest["head"]["clusters"],
+            ),
             supervised=False,
         )
         for name in PREDICTORS

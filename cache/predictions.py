@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cache.store.artefact import partial_name, read_json, write_bytes, write_json, write_text
+from cache.store.artefact import (
+    partial_name,
+    read_json,
+    sweep,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from cache.store.errors import InputError
 
 _MANIFEST = "predict.json"
@@ -59,6 +66,7 @@ def start(out: str | Path, facts: Mapping[str, Any], owned: Sequence[Path]) -> N
             f"found {', '.join(present)} of something else, which is not overwritten. {way_out}"
         )
     write_json(path, facts)
+    sweep(out, "**/*")  # what a kill left
 
 
 def write_prediction(

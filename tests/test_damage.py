@@ -203,3 +203,11 @@ def test_a_chunk_that_became_zeros_is_found(tmp_path: Path, compress: bool) -> N
     file, _ = parts.open_complete(tmp_path / "out.h5", "graph")
     with file, pytest.raises(InputError, match="values is damaged"):
         parts.read(file["values"])
+
+
+def test_an_assembled_file_has_no_heap_of_texts(tmp_path: Path) -> None:
+    """HDF5 never ends reading a text of free length from a global heap that became zeros."""
+    with parts.write_part(tmp_path, "a") as file:
+        parts.dataset(file, "values", np.arange(1000))
+    parts.assemble(tmp_path, ["a"], tmp_path / "out.h5", {"images": ["x" * 64] * 2000})
+    assert b"GCOL" not in (tmp_path / "out.h5").read_bytes()

@@ -153,6 +153,15 @@ def test_partial_files_of_killed_writers_are_swept_and_those_of_others_stay(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["index.csv"]
 
 
+def test_partial_files_of_a_killed_predict_are_swept(finished: Project) -> None:
+    asked = ("predict", "photos/images/val", "--out", "out", "--mapping", "none")
+    assert finished.run(*asked).exit_code == 0
+    before = sorted(Path("out").rglob("*"))
+    Path("out/labels/000.png.0123.partial").write_bytes(b"half")
+    assert finished.run(*asked).exit_code == 0
+    assert sorted(Path("out").rglob("*")) == before
+
+
 def test_work_of_abandoned_settings_is_told_and_can_be_removed(
     finished: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ LONG = ("a cluster's worker, scheduler, version", "started twice")
 def test_a_short_campaign_ends_right_or_in_a_clear_error() -> None:
     kinds = [name for name in KINDS if name not in LONG]
     chosen = [option for name in kinds for option in ("--only", name)]
-    command = [sys.executable, "-m", "bench.faults", "--trials", "24", "--seed", "7", *chosen]
+    command = [sys.executable, "-m", "bench.faults", "--trials", "14", "--seed", "7", *chosen]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False

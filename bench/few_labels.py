@@ -39,7 +39,6 @@ PENALTY = 0.1  # of the probe, for one image; chosen on one draw of the drawn sc
 LENGTH = 20.0  # of the tokens that the probe sees
 NEIGHBOURS = 10
 MOST_ROWS = 10_000  # that the kNN classifier looks through
-SPREAD = 50  # training images over which the kNN classifier names clusters
 LEAST = 0.01  # added to probabilities before their logarithm
 LEVEL = "context"
 CENTRES = slice(POINTS // 2, None, POINTS)  # the points beside the centres of patches
@@ -95,8 +94,9 @@ class Clusters(NamedTuple):
 @click.command()
 @click.option("--head", "folders", multiple=True, default=("data/head",), help="One for each K.")
 @click.option("--images", default=60, show_default=True, help="Evaluated, evenly spaced, at most.")
+@click.option("--spread", default=30, show_default=True, help="Training images that kNN names by.")
 @click.option("--draws", default=DRAWS, show_default=True, help="Of images at random.")
-def main(folders: tuple[str, ...], images: int, draws: int) -> None:
+def main(folders: tuple[str, ...], images: int, spread: int, draws: int) -> None:
     """Score clusters named by few images against a linear probe and a kNN classifier.
 
     Reads data/ and params.yaml of the folder it runs in. The images are chosen by the clusters of
@@ -108,7 +108,7 @@ def main(folders: tuple[str, ...], images: int, draws: int) -> None:
     chosen = list(clusters.values())[-1]
     rows: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name, places in choices(chosen.areas, draws, params.seed):
-        for method, value in compared(data, clusters, places, params.seed).items():
+        for method, value in compared(data, clusters, places, spread, params.seed).items():
             rows.setdefault(name, {}).setdefault(method, []).append(value)
     show(rows)
 
@@ -180,9 +180,13 @@ def choices(areas: np.ndarray, draws: int, seed: int) -> Iterator[tuple[str, np.
 
 
 def compared(
-    data: Data, clusters: dict[str, Clusters], images: np.ndarray, seed: int
+    data: Data, clusters: dict[str, Clusters], images: np.ndarray, spread: int, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """mIoU and accuracy of every method with these labelled images."""
+    """mIoU and accuracy of every method with these labelled images.
+
+    Args:
+        spread: training images, evenly spaced, whose votes name clusters.
+    """
     found = {}
     for name, c in clusters.items():
         mapping = majority_count(c.counts[images].sum(0))
@@ -193,7 +197,7 @@ def compared(
     knn = neighbours(*labelled, data.classes, seed)
     votes = [at_points(knn(image.rows), image.grid) for image in data.evaluated]
     found["kNN"] = scored(data, votes)
-    pick = np.linspace(0, len(data.train) - 1, min(len(data.train), SPREAD)).astype(int)
+    pick = np.linspace(0, len(data.train) - 1, min(len(data.train), spread)).astype(int)
     spread_to = [(data.train[i], knn(data.train[i].rows).numpy(), i) for i in pick.tolist()]
     for name, c in clusters.items():
         likely = by_cluster(spread_to, c, data.classes)
@@ -292,14 +296,14 @@ def show(rows: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
     click.echo(f"| images | {' | '.join(methods)} |\n|---|{'---|' * len(methods)}")
     for name, values in rows.items():
         cells = [
-            " / ".join(spread(column) for column in zip(*values[method], strict=True))
+            " / ".join(spread_of(column) for column in zip(*values[method], strict=True))
             for method in methods
         ]
         click.echo(f"| {name} | {' | '.join(cells)} |")
     click.echo("\n" + json.dumps({"bench": "few_labels", "rows": rows}))
 
 
-def spread(values: Sequence[float]) -> str:
+def spread_of(values: Sequence[float]) -> str:
     """The mean and, of several values, greatest - least in brackets."""
     mean = f"{np.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({max(values) - min(values):.1f})"

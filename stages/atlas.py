@@ -93,7 +93,8 @@ def grid(row: ImageRow, size: int) -> tuple[int, int]:
 def photo_entry(maps: Segments, row: ImageRow, size: int, share: int) -> dict[str, Any]:
     """A photo as the page holds it: its name, JPEG, and label map in runs."""
     height, width = grid(row, size)
-    photo = Image.fromarray(read_image(row.path)).resize((SCALE * width, SCALE * height))
+    pixels = read_image(row.path, sha256=row.sha256)
+    photo = Image.fromarray(pixels).resize((SCALE * width, SCALE * height))
     cells = atlas.shrink(maps.read(PREDICTOR, row.id), height, width)
     return {
         "name": f"{row.split}/{row.stem}",

@@ -41,7 +41,8 @@ def name_maps(params: Params, index: str, segments: str, out: str) -> None:
             for row in track(rows, "naming"):
                 labels = names.values[maps.read(PREDICTOR, stored[row.sha256])]
                 name = f"{row.split}/{row.stem}"
-                areas[name] = write_named(folder, name, read_image(row.path), labels, naming)
+                image = read_image(row.path, sha256=row.sha256)
+                areas[name] = write_named(folder, name, image, labels, naming)
             predictions.write_areas(folder, classes, areas)
             n_maps = len(rows)
         publish(folder, out)

@@ -71,14 +71,20 @@ def test_a_text_that_was_cut_or_edited_is_refused(
                 finished.fails(stage, f"{path} ", "run `eigenseg ")
 
 
-def test_an_image_replaced_after_prepare_is_refused(finished: Project) -> None:
-    path = "photos/images/val/001.jpg"
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_image_replaced_after_prepare_is_refused(finished: Project, split: str) -> None:
+    path = f"photos/images/{split}/001.jpg"
+    head = json.loads(Path("data/head/manifest.json").read_text())["fingerprint"]
+    given = {"classes": ["thing"], "clusters": [0] * 6}
+    names = {"format": 1, "head": head, "predictor": "ours", **given}
+    Path("names.json").write_text(json.dumps(names))
+    finished.set("segment.names", "names.json")
     Image.new("RGB", (128, 96), "red").save("other.png")  # of the same size
     shutil.rmtree("data/features.zarr")
     with changed(path, Path("other.png").read_bytes()):
-        for stage in ("extract", "report"):
+        for stage in ("extract", "report", "name"):
             finished.fails(stage, f"{path} has changed since it was checked: run prepare again")
-    finished.ok("extract", "report")
+    finished.ok("extract", "report", "name")
 
 
 def test_an_image_that_was_renamed_keeps_its_label_map(finished: Project) -> None:

@@ -143,8 +143,7 @@ def _explained(scheduler: str) -> Iterator[None]:
             "--memory-limit`), or make batches and groups smaller. Finished parts are kept."
         ) from error
     except CancelledError as error:
-        for name in ("distributed", "tornado", "asyncio"):  # they log how closing fails, at length
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        logging.disable()  # Dask logs at length how it fails to close what is gone
         raise ClusterError(
             f"the Dask scheduler ({scheduler}) must live until the last job, but it is gone. "
             "Finished parts are kept: start it and its workers and run the same command again."

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cache.index import ImageRow
 from cache.store import parts
 
 FORMAT = 2
@@ -83,6 +84,11 @@ class Segments(parts.Assembled):
     def by_content(self) -> dict[str, int]:
         """Ids by the SHA-256 of the image: an index that was made anew may number others so."""
         return {sha256: int(key) for key, sha256 in self.manifest["images"].items()}
+
+    def stored(self, rows: Iterable[ImageRow]) -> list[ImageRow]:
+        """The images that have label maps, with the ids that this file knows them by."""
+        ids = self.by_content
+        return [row._replace(id=ids[row.sha256]) for row in rows if row.sha256 in ids]
 
     def read(self, predictor: str, image: int) -> np.ndarray:
         """Cluster ids of one image: uint16 ``(height, width)`` at its own resolution.

@@ -35,11 +35,10 @@ def name_maps(params: Params, index: str, segments: str, out: str) -> None:
         predictions.start(folder, facts, predictions.outputs(folder))
         if names:
             naming, areas = given_names(names), {}
-            stored = maps.by_content
-            rows = [row for row in read_index(index) if row.sha256 in stored]
+            rows = maps.stored(read_index(index))
             predictions.write_classes(folder, classes, naming.colours)
             for row in track(rows, "naming"):
-                labels = names.values[maps.read(PREDICTOR, stored[row.sha256])]
+                labels = names.values[maps.read(PREDICTOR, row.id)]
                 name = f"{row.split}/{row.stem}"
                 image = read_image(row.path, sha256=row.sha256)
                 areas[name] = write_named(folder, name, image, labels, naming)

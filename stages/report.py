@@ -71,13 +71,8 @@ def make_report(
             example(number, row, truth.get(row.id), maps, colours)
             for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
         ]
-        mapped = [
-            row._replace(id=maps.by_content[row.sha256])
-            for row in images
-            if row.sha256 in maps.by_content
-        ]
         title = f"{params.dataset}: names for clusters"
-        atlas = make_atlas(title, mapped, maps, suggestion(mapping))
+        atlas = make_atlas(title, maps.stored(images), maps, suggestion(mapping))
     charts = class_charts(found.counts, mapping, split)
     curves = curve_charts(curve)
     pictures = [*charts, *curves]

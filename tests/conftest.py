@@ -131,6 +131,16 @@ class Project:
         return result.output
 
 
+def run_stages(folder: Path, weights: Path, *stages: str) -> Path:
+    """Run stages on the photos of a folder, which is given back."""
+    project = Project(folder, weights)
+    project.set("extract.batch", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        project.ok(*stages)
+    return folder
+
+
 @pytest.fixture
 def project(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A labelled project of 6 training and 3 validation images, nothing run yet."""

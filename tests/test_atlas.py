@@ -22,7 +22,7 @@ from cache.store.errors import InputError
 from pipeline.maps import atlas
 from pipeline.selection import most_different, most_typical
 from stages.atlas import make_atlas
-from tests.conftest import Project
+from tests.conftest import Project, make_dataset, run_stages
 
 STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
 
@@ -135,17 +135,11 @@ def test_chosen_images_are_typical_or_different() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
-    from tests.conftest import make_dataset
 
     folder = tmp_path_factory.mktemp("named")
     make_dataset(folder / "photos", {"train": 6, "val": 3})
     (folder / "photos/classes.txt").write_text("sky\n<b>meadow</b>\nroad & rail\n'box\"\n")
-    project = Project(folder, weights)
-    project.set("extract.batch", 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        project.ok(*STAGES)
-    return folder
+    return run_stages(folder, weights, *STAGES)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from PIL import Image
 
 from cache.index import read_index
 from cache.segments import Segments
-from tests.conftest import Project, make_dataset
+from tests.conftest import Project, make_dataset, run_stages
 from tests.test_atlas import STAGES, page_data
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -38,12 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
     for kind, suffix in (("images", "jpg"), ("labels", "png")):
         path = folder / f"photos/{kind}/val/000.{suffix}"
         path.rename(path.with_name(f"<i onclick='window.hacked=1'>&amp;.{suffix}"))
-    project = Project(folder, weights)
-    project.set("extract.batch", 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        project.ok(*STAGES)
-    return folder
+    return run_stages(folder, weights, *STAGES)
 
 
 @pytest.fixture

@@ -50,6 +50,11 @@ class DatasetParams(_Section):
     root: PathText
     train: str
     eval: str
+    format: Literal["folder", "images", "cityscapes", "ade20k", "coco_stuff", "pascal_context"] = (
+        "folder"
+    )
+    classes: Count | None = None
+    subset: Count | None = None
 
 
 class BackboneParams(_Section):

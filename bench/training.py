@@ -28,7 +28,8 @@ from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_e
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.head.objective import default_beta
 from pipeline.head.training import Batch, optimiser, tensor_cores, train_step
-from stages.train import READERS, build_head, load_batches
+from stages.batches import READERS, load_batches
+from stages.train import build_head
 
 CONTEXT = "context"
 TAU = 0.7

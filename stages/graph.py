@@ -85,13 +85,16 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
             str(work), features, context, params.data.train, graph.level, graph.k, gpu,
             graph.other_images, BLOCK_PATCHES,
         )  # fmt: skip
-        names = make_pixel_graphs(job, tiles, params)
+        names = [] if graph.scope == "batch" else make_pixel_graphs(job, tiles, params)
         if graph.scope == "group":
             names += search_groups(job, random_groups(cache, tiles, graph), params)
-        else:
+        elif graph.scope == "dataset":
             added, facts = search_dataset(job, cache, params)
             names, manifest = names + added, {**manifest, **facts}
         parts.assemble(work, names, out, manifest)
+    if graph.scope == "batch":
+        click.echo(f"{out}: no graphs; training makes those of {manifest['groups']} new batches")
+        return
     groups = manifest["rounds"] * manifest["groups"]
     click.echo(f"{out}: {groups} groups of {len(tiles)} tiles, {size(out) / 1e9:.2f} GB")
 
@@ -103,6 +106,9 @@ def check(params: Params, cache: Features, tiles: np.ndarray) -> None:
     searched = [tiles]
     if graph.scope == "group":
         searched = list(random_groups(cache, tiles, graph).values())
+    elif graph.scope == "batch":  # no batch has fewer patches than this one
+        smallest = np.argsort(cache.sizes(tiles), kind="stable")
+        searched = [tiles[smallest[: len(tiles) // batches(params, cache)]]]
     with way_out(FEWER):
         for together in searched:
             neighbour_count(graph.k, sum(cache.sizes(together)))
@@ -136,15 +142,20 @@ def describe(params: Params, cache: Features) -> dict:
     """What the graphs are made from."""
     choices = params.graph.model_dump(exclude={"alpha"})
     split = params.data.train
-    images = np.unique(cache.tiles["image"][cache.tiles_of(split)])
     return {
         "format": FORMAT,
         **choices,
         "features": cache.fingerprint,
         "split": split,
-        "groups": -(-len(images) // params.graph.group_images),
+        "groups": batches(params, cache),
         "fingerprint": fingerprint("graph", FORMAT, choices, cache.fingerprint, split),
     }
+
+
+def batches(params: Params, cache: Features) -> int:
+    """How many groups, or batches, the training images are cut into."""
+    images = np.unique(cache.tiles["image"][cache.tiles_of(params.data.train)])
+    return -(-len(images) // params.graph.group_images)
 
 
 def make_pixel_graphs(job: Job, tiles: np.ndarray, params: Params) -> list[str]:
@@ -325,7 +336,8 @@ def main(params: str, features: str, context: str, out: str) -> None:
 
     Reads data/features.zarr and data/context.zarr, writes data/graph.h5: the k nearest neighbours
     of each training patch (Eq. 2), in its group of images or in the whole split, the groups, and
-    the pixel graph of each tile (Eq. 3). Interrupted, it goes on where it was.
+    the pixel graph of each tile (Eq. 3); or, with scope batch, only how training makes its own.
+    Interrupted, it goes on where it was.
     """
     make_graph(load(params), features, context, out)
 

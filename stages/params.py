@@ -94,7 +94,7 @@ class ContextParams(_Section):
 
 class GraphParams(_Section):
     level: Level
-    scope: Literal["group", "dataset"]
+    scope: Literal["group", "dataset", "batch"]
     group_images: Count
     rounds: Count
     k: Count | Share
@@ -111,9 +111,9 @@ class GraphParams(_Section):
                 f"k ({self.k}) must be a count, such as 32, with scope dataset: a fraction of all "
                 "patches would be thousands of neighbours each"
             )
-        if self.scope == "group" and self.other_images:
+        if self.scope != "dataset" and self.other_images:
             raise ValueError(
-                "other_images asks for scope dataset: the images of a group are few and random"
+                "other_images asks for scope dataset: the images of a batch are few and random"
             )
         return self
 

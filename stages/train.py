@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Generator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -16,28 +14,20 @@ import torch
 from cache import heads, results
 from cache.features import Features
 from cache.graphs import Graphs
-from cache.store.ahead import ahead
 from cache.store.artefact import fingerprint, publish, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device, return_large_arrays
 from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
-from pipeline.graph.kernel import block_diagonal, feature_graph, inside, kernel, to_torch
 from pipeline.head import kmeans
 from pipeline.head.head import Head, initialise, start_at
 from pipeline.head.objective import default_beta
-from pipeline.head.training import (
-    Batch,
-    Schedule,
-    optimiser,
-    tensor_cores,
-    train_epoch,
-)
+from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
 from stages import NO_GPU, Stage, way_out
+from stages.batches import load_batches
 from stages.params import Params, load
 from stages.progress import bar, track
 
-READERS = 8  # threads that load batches for a GPU
 KMEANS_SAMPLE = 600  # training patches for each centre
 LEAST_SAMPLE = 100_000  # and for all of them: few centres of few patches depend on the draw
 BLOCK = 16_384  # patches that are assigned at a time
@@ -157,54 +147,6 @@ def kmeans_sample(params: Params, cache: Features, tiles: np.ndarray) -> list[np
 def sample_size(clusters: int) -> int:
     """How many training patches K-means is fitted to."""
     return max(clusters * KMEANS_SAMPLE, LEAST_SAMPLE)
-
-
-def load_batches(
-    params: Params,
-    cache: Features,
-    graphs: Graphs,
-    epoch: int,
-    device: torch.device,
-    waited: list[float],
-) -> Generator[Batch, None, None]:
-    """Every step's batch on its device, from the start of an epoch on.
-
-    An epoch takes the groups of one round in an order that follows from the seed and the epoch. The
-    seconds that the caller waits for batches are added to ``waited[0]``.
-    """
-
-    def load(place: tuple[int, int]) -> Batch:
-        return load_batch(params, cache, graphs, *place).to(device)
-
-    rounds, groups = graphs.manifest["rounds"], graphs.manifest["groups"]
-    places = (
-        (number % rounds, int(group))
-        for number in range(epoch, params.train.epochs)
-        for group in np.random.default_rng([params.seed, number]).permutation(groups)
-    )
-    # A step takes all cores of a CPU; a GPU leaves them idle, and waits for more than one of them.
-    others = (os.cpu_count() or 1) - 1
-    threads = 1 if device.type == "cpu" else max(1, min(READERS, others))
-    with closing(ahead(load, places, threads=threads, waiting=threads + 1)) as loaded:
-        while True:
-            start = time.perf_counter()
-            item = next(loaded, None)
-            waited[0] += time.perf_counter() - start
-            if item is None:
-                return
-            yield item[1]
-
-
-def load_batch(params: Params, cache: Features, graphs: Graphs, round_: int, group: int) -> Batch:
-    """Tokens and kernel (Eq. 4) of one group, on the CPU."""
-    tiles, (indices, cosines), firsts = graphs.group(round_, group)
-    sizes = cache.sizes(tiles)
-    if firsts is not None:
-        indices = inside(indices, list(zip(firsts.tolist(), sizes, strict=True)))
-    pixels = block_diagonal([graphs.pixel_graph(int(tile)) for tile in tiles])
-    kappa = kernel(feature_graph(indices, cosines), pixels, params.graph.alpha)
-    tokens = torch.from_numpy(cache.batch(params.head.levels, tiles))
-    return Batch(tokens, sizes, to_torch(kappa, "cpu"))
 
 
 @torch.inference_mode()

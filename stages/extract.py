@@ -20,10 +20,10 @@ from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import cut_tile, read_image, resize
 from cache.index import ImageRow, images_mark, read_index
 from cache.store.ahead import ahead
-from cache.store.artefact import fingerprint, publish, size, work_folder
+from cache.store.artefact import fingerprint, free_bytes, publish, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
-from pipeline.features.tiles import Layout, Tile, plan_layout, plan_tiles
+from pipeline.features.tiles import Layout, Tile, cache_bytes, plan_layout, plan_tiles
 from pipeline.features.vit import (
     Backbone,
     Levels,
@@ -108,7 +108,21 @@ def declare(
     folder, done = Path(job.folder), Path(job.done)
     dtype = params.extract.dtype
     todo = features.declare(folder, done, manifest["channels"], dtype, table, *layout[1:])
+    shard = cache_bytes(layout, manifest["channels"], np.dtype(dtype).itemsize)
+    check_space(work, len(table), shard * layout.shards, shard * len(todo))
     return job, todo, layout.shards
+
+
+def check_space(work: Path, tiles: int, total: int, missing: int) -> None:
+    """Tell how many bytes the cache takes, and refuse to begin where they are not free."""
+    free = free_bytes(work)
+    click.echo(f"{tiles} tiles take {total / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
+    if missing > free:
+        raise InputError(
+            f"the disk of {work} must have room for the cache, found {free / 1e9:.2f} GB free of "
+            f"the {missing / 1e9:.2f} GB that are missing: make room, lower `extract.short_side`, "
+            "cache fewer `extract.blocks`, or set extract.dtype to int8."
+        )
 
 
 def _job(params: Params, manifest: dict, work: Path, index: str, layout: Layout) -> Job:

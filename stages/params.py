@@ -126,6 +126,9 @@ class HeadParams(_Section):
     mlp_hidden: Count
     level_norm: bool
     orthogonal: bool
+    heads: Count | None
+    qkv_bias: bool
+    last_bias: bool
 
 
 class TrainParams(_Section):

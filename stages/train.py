@@ -163,9 +163,10 @@ def fit_kmeans(params: Params, cache: Features, tiles: np.ndarray, head: Head) -
         tokens = torch.from_numpy(cache.batch(params.head.levels, [tile])).to(device).float()
         learned.append(head.features(tokens, [len(tokens)])[rows].half().cpu().numpy())
     features = np.concatenate(learned).astype(np.float32)
-    last = head.last.weight.cpu()
-    ids = torch.cat([(part @ last.T).argmax(1) for part in torch.from_numpy(features).split(BLOCK)])
-    fitted = {"ours": {"centroids": kmeans.means(features, ids.numpy(), last.numpy())}}
+    blocks = torch.from_numpy(features).split(BLOCK)
+    ids = torch.cat([head.last(part.to(device)).argmax(1).cpu() for part in blocks])
+    empty = head.last.weight.cpu().numpy()
+    fitted = {"ours": {"centroids": kmeans.means(features, ids.numpy(), empty)}}
     whitened = {"kmeans": params.kmeans.whiten, "ours_kmeans": None}
     for name, points in (("kmeans", plain), ("ours_kmeans", [features])):
         fitted[name] = kmeans.fit(

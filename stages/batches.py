@@ -75,8 +75,12 @@ def order_groups(
 
 
 def draw_tiles(params: Params, cache: Features, graphs: Graphs, epoch: int) -> list[np.ndarray]:
-    """The tiles of every batch of an epoch, without replacement, batches as equal as can be."""
-    tiles = cache.tiles_of(graphs.manifest["split"])
+    """The tiles of every batch of an epoch, without replacement, batches as equal as can be.
+
+    An epoch takes one view of each image.
+    """
+    view = cache.views[epoch % len(cache.views)]
+    tiles = cache.tiles_of(graphs.manifest["split"], [view])
     drawn = np.random.default_rng([params.seed, epoch]).permutation(tiles)
     return [np.sort(batch) for batch in np.array_split(drawn, graphs.manifest["groups"])]
 

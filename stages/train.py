@@ -46,7 +46,7 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
     cache = Features.open(features).beside(context)
     with Graphs(graph) as graphs:
         graphs.check(cache.fingerprint, params.data.train)
-        tiles = cache.tiles_of(params.data.train)
+        tiles = cache.training_tiles(params.data.train)
         check_clusters(params, cache, tiles)
         manifest = describe(params, cache, graphs)
         with work_folder(out, manifest["fingerprint"]) as work:
@@ -125,7 +125,7 @@ def noise_seed(seed: int, epoch: int) -> int:
 
 def start_centres(params: Params, cache: Features) -> np.ndarray:
     """Centres of spherical K-means on a sample of the head's input: float32 ``(K, C)``."""
-    tiles, levels = cache.tiles_of(params.data.train), params.head.levels
+    tiles, levels = cache.training_tiles(params.data.train), params.head.levels
     plan = kmeans_sample(params, cache, tiles)
     tracked = zip(track(tiles, "sampling for the start"), plan, strict=True)
     points = [cache.batch(levels, [tile])[rows] for tile, rows in tracked if len(rows)]

@@ -109,7 +109,7 @@ def _cases(run: Run) -> dict[str, Callable[[], None]]:
         "bare forward": partial(_each, torch.inference_mode()(bare), inputs),
         "extraction": lambda: _each(int, extract.fill_shards(job, run.shards)),
         "part: decode, resize (1 thread)": partial(
-            _each, partial(extract.read_pixels, run.rows), run.batches
+            _each, partial(extract.read_pixels, run.rows, run.job), run.batches
         ),
         "part: tokens of the levels": partial(_each, forward, inputs),
         "part: tokens to float16 in host memory": partial(_each, compute, inputs),

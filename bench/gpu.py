@@ -20,7 +20,8 @@ from pipeline.device import choose_device
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.knn import nearest, neighbour_count, recall
 from pipeline.head.training import optimiser, tensor_cores, train_epoch
-from stages.train import build_head, load_batches, objective_of, schedule_of
+from stages.batches import load_batches
+from stages.train import build_head, objective_of, schedule_of
 
 HEADS = ("default", "paper")
 

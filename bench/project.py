@@ -23,12 +23,12 @@ from cache.features import Features
 from cache.graphs import Graphs
 from pipeline.device import choose_device
 from pipeline.head.training import Batch
+from stages.batches import load_batch
 from stages.context import make_context
 from stages.extract import extract
 from stages.graph import make_graph
 from stages.params import Params, load
 from stages.prepare import prepare
-from stages.train import load_batch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLASSES = 6
@@ -162,7 +162,7 @@ class Setting:
 
     def load(self, round_: int, group: int) -> Batch:
         """Tokens and kernel of one group, on the CPU."""
-        return load_batch(self.params, self.cache, self.graphs, round_, group)
+        return load_batch(self.params, self.cache, self.graphs, (round_, group))
 
 
 @contextmanager

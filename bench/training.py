@@ -27,7 +27,8 @@ from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.head.training import Batch, optimiser, tensor_cores, train_step
-from stages.train import READERS, build_head, load_batches, objective_of
+from stages.batches import READERS, load_batches
+from stages.train import build_head, objective_of
 
 CONTEXT = "context"
 TAU = 0.7

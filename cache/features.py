@@ -30,14 +30,14 @@ from cache.store.artefact import (
     write_manifest,
 )
 from cache.store.errors import InputError
-from cache.store.shards import Shards, is_whole, layout_mark, mark_whole, shard_file
+from cache.store.shards import Shards, finite, is_whole, layout_mark, mark_whole, shard_file
 
-FORMAT = 3
+FORMAT = 4
 # What reading a damaged store raises: Zarr, its codecs and JSON have no error in common.
 DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
 FIT = "fit.safetensors"  # what a derived level was made with
 TILE_FIELDS = np.dtype(
-    [(name, "i8") for name in ("image", "split", "top", "left", "height", "width")]
+    [(name, "i8") for name in ("image", "split", "view", "top", "left", "height", "width")]
     + [(name, "i8") for name in ("grid_h", "grid_w", "resized_h", "resized_w", "start")]
     + [("scale", "f8"), ("flip", "?")]
 )
@@ -213,7 +213,8 @@ class Features:
         manifest: what it was made from: ``model``, ``patch`` (px), ``levels`` (name -> array),
             ``channels`` (array -> C), ``splits``, ``fingerprint``, ``params``.
         tiles: the table of tiles, dtype `TILE_FIELDS`; lengths in px of the resized image,
-            ``grid_*`` in patches, ``split`` as position in ``manifest["splits"]``.
+            ``grid_*`` in patches, ``split`` as position in ``manifest["splits"]``, ``view`` the
+            number of the view to train on, -1 for a tile of the image as it is.
         fingerprint: of all levels that can be read.
     """
 
@@ -317,8 +318,8 @@ class Features:
         shard = array.chunk * array.chunks_in_shard
         return array.chunk, shard, array.slots // shard
 
-    def tiles_of(self, split: str) -> np.ndarray:
-        """Ids of the tiles of one split, int64, in order.
+    def tiles_of(self, split: str, views: Sequence[int] = (-1,)) -> np.ndarray:
+        """Ids of the tiles of these views of one split, int64, in order.
 
         Raises:
             InputError: the cache does not hold that split.
@@ -329,7 +330,17 @@ class Features:
                 f"{self.path} holds the splits {', '.join(splits)}, not {split}: correct "
                 "`datasets.<name>.train` and `.eval`, or run `dvc repro` again."
             )
-        return np.flatnonzero(self.tiles["split"] == splits.index(split))
+        own = self.tiles["split"] == splits.index(split)
+        return np.flatnonzero(own & np.isin(self.tiles["view"], views))
+
+    @property
+    def views(self) -> range:
+        """Numbers of the views to train on: -1 alone where none were drawn."""
+        return range(int(self.tiles["view"].max(initial=-1)) + 1) or range(-1, 0)
+
+    def training_tiles(self, split: str) -> np.ndarray:
+        """Ids of the tiles of all views to train on; as `tiles_of`."""
+        return self.tiles_of(split, self.views)
 
     def size(self, tile: int) -> int:
         """Patches of a tile."""
@@ -387,13 +398,3 @@ class Features:
         if name in self._scales:
             return int8.decode(values, self._scales[name].read(number))
         return values
-
-
-def finite(values: np.ndarray) -> bool:
-    """Whether float16 values are all finite.
-
-    Infinities and NaN are the greatest bit patterns of each sign; to look for them so is many times
-    as fast as `np.isfinite`, which takes float16 one by one.
-    """
-    bits = values.view(np.int16).max(initial=0), values.view(np.uint16).max(initial=0)
-    return bool(bits[0] < 0x7C00 and bits[1] < 0xFC00)

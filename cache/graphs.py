@@ -3,7 +3,8 @@
 ``/groups/<round>/<group>`` holds ``tiles`` (ids, in the order of the patches) and, where groups are
 searched one by one, the neighbours of their patches. Where the whole split was searched,
 ``/neighbours/<block>`` holds those of a run of patches, numbered through in the order of
-``/tiles/ids``. ``/pixels/<part>`` holds the pixel graphs of a run of tiles.
+``/tiles/ids``. ``/pixels/<part>`` holds the pixel graphs of a run of tiles. Where training makes
+the graphs of its batches, the file holds the manifest alone, with all that they are made with.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ class Graphs(parts.Assembled):
 
     Attributes:
         manifest: what it was made from: ``features`` (fingerprint of the cache), ``scope``, ``k``,
-            ``level``, ``rounds``, ``groups`` (in each round), ``fingerprint``.
+            ``level``, ``pixel``, ``rounds``, ``groups`` (in each round, or batches of an epoch),
+            ``fingerprint``.
 
     Raises:
         InputError: the file is missing, half-written, damaged or of another version of the format.
@@ -143,7 +145,7 @@ class Graphs(parts.Assembled):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self._where: dict[int, tuple[str, int, int, int, int]] = {}
-        for name in self.node("pixels"):
+        for name in self.node("pixels") if self.manifest["scope"] != "batch" else ():
             group = self.node(f"pixels/{name}")
             lengths = parts.read(group["lengths"])
             starts = np.concatenate([[[0, 0]], np.cumsum(lengths, axis=0)[:-1]])

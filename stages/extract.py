@@ -20,10 +20,11 @@ from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import cut_tile, read_image, resize
 from cache.index import ImageRow, images_mark, read_index
 from cache.store.ahead import ahead
-from cache.store.artefact import fingerprint, publish, size, work_folder
+from cache.store.artefact import fingerprint, free_bytes, publish, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
-from pipeline.features.tiles import Layout, Tile, plan_layout, plan_tiles
+from pipeline.features.tiles import Layout, Tile, cache_bytes, plan_layout, plan_tiles
+from pipeline.features.views import distort, plan_view, view_generator
 from pipeline.features.vit import (
     Backbone,
     Levels,
@@ -55,6 +56,8 @@ class Job(NamedTuple):
     batch: int
     device: str
     shard_slots: int
+    colour: float  # strength of the views' distortions
+    seed: int  # of the views
 
 
 class Batch(NamedTuple):
@@ -100,7 +103,7 @@ def declare(
         manifest: what `describe` gives.
         index: path of the index, whose rows are ``rows``.
     """
-    table = _table(rows, params.extract, manifest["patch"])
+    table = _table(rows, params, manifest["patch"])
     sizes = (table["grid_h"] * table["grid_w"]).tolist()
     layout = plan_layout(sizes, SHARD_PATCHES)
     table["start"] = layout.starts
@@ -108,7 +111,21 @@ def declare(
     folder, done = Path(job.folder), Path(job.done)
     dtype = params.extract.dtype
     todo = features.declare(folder, done, manifest["channels"], dtype, table, *layout[1:])
+    shard = cache_bytes(layout, manifest["channels"], np.dtype(dtype).itemsize)
+    check_space(work, len(table), shard * layout.shards, shard * len(todo))
     return job, todo, layout.shards
+
+
+def check_space(work: Path, tiles: int, total: int, missing: int) -> None:
+    """Tell how many bytes the cache takes, and refuse to begin where they are not free."""
+    free = free_bytes(work)
+    click.echo(f"{tiles} tiles take {total / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
+    if missing > free:
+        raise InputError(
+            f"the disk of {work} must have room for the cache, found {free / 1e9:.2f} GB free of "
+            f"the {missing / 1e9:.2f} GB that are missing: make room, lower `extract.views.count` "
+            "or `extract.short_side`, cache fewer `extract.blocks`, or set extract.dtype to int8."
+        )
 
 
 def _job(params: Params, manifest: dict, work: Path, index: str, layout: Layout) -> Job:
@@ -123,6 +140,8 @@ def _job(params: Params, manifest: dict, work: Path, index: str, layout: Layout)
         batch=params.extract.batch,
         device=params.compute.device,
         shard_slots=layout.shard,
+        colour=params.extract.views.colour,
+        seed=params.extract.views.seed,
     )
 
 
@@ -155,7 +174,7 @@ def _shards(
     backbone = _verified(job.model, job.weights, job.weights_sha256)
     rows = read_index(job.images)
     batches = plan_batches(features.read_tiles(Path(job.folder)), shards, job)
-    decoded = ahead(partial(read_pixels, rows), batches, threads=threads, waiting=threads)
+    decoded = ahead(partial(read_pixels, rows, job), batches, threads=threads, waiting=threads)
     with closing(decoded):
         for shard, group in groupby(decoded, lambda item: item[0].shard):
             arrays: dict[str, np.ndarray] = {}
@@ -205,7 +224,7 @@ def plan_batches(table: np.ndarray, shards: Sequence[int], job: Job) -> Iterator
                 yield Batch(shard, same[first : first + job.batch])
 
 
-def read_pixels(rows: list[ImageRow], batch: Batch) -> torch.Tensor:
+def read_pixels(rows: list[ImageRow], job: Job, batch: Batch) -> torch.Tensor:
     """Pixels of a batch: float32 ``(B, 3, height, width)`` in [0, 1]."""
     pixels = []
     # Windows of one image follow each other: it is decoded once.
@@ -215,7 +234,11 @@ def read_pixels(rows: list[ImageRow], batch: Batch) -> torch.Tensor:
         resized = resize(photo, height, width)
         for tile in tiles:
             window = tile[["top", "left", "height", "width"]].item()
-            pixels.append(cut_tile(resized, window, bool(tile["flip"])))
+            cut = cut_tile(resized, window, bool(tile["flip"]))
+            if tile["view"] >= 0 and job.colour:
+                draws = view_generator(job.seed, rows[image].sha256, int(tile["view"]), True)
+                cut = distort(cut, job.colour, draws)
+            pixels.append(cut)
     return torch.from_numpy(np.stack(pixels))
 
 
@@ -256,12 +279,13 @@ def _verified(model: str, weights: str | None, sha256: str) -> Backbone:
     return backbone
 
 
-def _table(rows: list[ImageRow], extract: ExtractParams, patch: int) -> np.ndarray:
+def _table(rows: list[ImageRow], params: Params, patch: int) -> np.ndarray:
     """The table of tiles of all images (dtype `features.TILE_FIELDS`), ``start`` still 0."""
     splits = list(dict.fromkeys(row.split for row in rows))
-    placed: list[tuple[int, int, Tile]] = []
+    extract = params.extract
+    placed: list[tuple[int, int, int, Tile]] = []
     for row in rows:
-        with way_out("change `extract.short_side`, `extract.window` or `extract.stride`"):
+        with way_out("change `extract.short_side`, `.window`, `.stride` or `.views`"):
             tiles = plan_tiles(
                 row.height,
                 row.width,
@@ -271,15 +295,36 @@ def _table(rows: list[ImageRow], extract: ExtractParams, patch: int) -> np.ndarr
                 stride=extract.stride,
                 max_patches=TILE_PATCHES,
             )
-        placed += [(row.id, splits.index(row.split), tile) for tile in tiles]
+            views = _views(row, extract, patch) if row.split == params.data.train else []
+        for number, planned in enumerate([tiles, *views], -1):
+            placed += [(row.id, splits.index(row.split), number, tile) for tile in planned]
     table = np.zeros(len(placed), features.TILE_FIELDS)
-    table["image"] = [image for image, _, _ in placed]
-    table["split"] = [split for _, split, _ in placed]
+    for place, name in enumerate(("image", "split", "view")):
+        table[name] = [entry[place] for entry in placed]
     for name in Tile._fields:
-        table[name] = [getattr(tile, name) for _, _, tile in placed]
+        table[name] = [getattr(tile, name) for *_, tile in placed]
     table["grid_h"] = table["height"] // patch
     table["grid_w"] = table["width"] // patch
     return table
+
+
+def _views(row: ImageRow, extract: ExtractParams, patch: int) -> list[list[Tile]]:
+    """The tiles of every view of a training image; none where nothing is drawn."""
+    views = extract.views
+    return [
+        plan_view(
+            row.height,
+            row.width,
+            patch=patch,
+            short_side=extract.short_side,
+            scale=(views.scale[0], views.scale[1]) if views.scale else None,
+            crop=views.crop,
+            flip=views.flip,
+            max_patches=TILE_PATCHES,
+            generator=view_generator(views.seed, row.sha256, number, False),
+        )
+        for number in range(views.count if views.drawn else 0)
+    ]
 
 
 def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
@@ -306,6 +351,7 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "bfloat16": bfloat16,
         "splits": list(dict.fromkeys(row.split for row in rows)),
         "params": {**extract.model_dump(), "max_patches": TILE_PATCHES},
+        **({"train": params.data.train} if extract.views.drawn else {}),
         "shard_patches": SHARD_PATCHES,
     }
     index = images_mark(rows)

@@ -76,7 +76,7 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
         out: path of the graph file to write. Interrupted, the same call goes on where it was.
     """
     cache = Features.open(features).beside(context)
-    tiles = cache.tiles_of(params.data.train)
+    tiles = cache.training_tiles(params.data.train)
     check(params, cache, tiles)
     manifest = describe(params, cache)
     with work_folder(out, manifest["fingerprint"]) as work:
@@ -85,13 +85,16 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
             str(work), features, context, params.data.train, graph.level, graph.k, gpu,
             graph.other_images, BLOCK_PATCHES,
         )  # fmt: skip
-        names = make_pixel_graphs(job, tiles, params)
+        names = [] if graph.scope == "batch" else make_pixel_graphs(job, tiles, params)
         if graph.scope == "group":
             names += search_groups(job, random_groups(cache, tiles, graph), params)
-        else:
+        elif graph.scope == "dataset":
             added, facts = search_dataset(job, cache, params)
             names, manifest = names + added, {**manifest, **facts}
         parts.assemble(work, names, out, manifest)
+    if graph.scope == "batch":
+        click.echo(f"{out}: no graphs; training makes those of {manifest['groups']} new batches")
+        return
     groups = manifest["rounds"] * manifest["groups"]
     click.echo(f"{out}: {groups} groups of {len(tiles)} tiles, {size(out) / 1e9:.2f} GB")
 
@@ -100,9 +103,15 @@ def check(params: Params, cache: Features, tiles: np.ndarray) -> None:
     """Find a k that is too large, or a missing level, before hours are spent."""
     graph = params.graph
     cache.array(graph.level)
-    searched = [tiles]
+    searched = [tiles] if graph.scope == "dataset" else []
     if graph.scope == "group":
         searched = list(random_groups(cache, tiles, graph).values())
+    elif graph.scope == "batch":  # no batch has fewer patches than the smallest of these
+        count = batches(params, cache)
+        for view in cache.views:
+            same = cache.tiles_of(params.data.train, [view])
+            order = np.argsort(cache.sizes(same), kind="stable")
+            searched.append(same[order[: len(same) // count]])
     with way_out(FEWER):
         for together in searched:
             neighbour_count(graph.k, sum(cache.sizes(together)))
@@ -113,20 +122,24 @@ def random_groups(cache: Features, tiles: np.ndarray, graph: GraphParams) -> Gro
     owner = cache.tiles["image"][tiles]
     images = np.unique(owner).tolist()
     rounds = partition(images, graph.group_images, graph.rounds, np.random.default_rng(graph.seed))
-    return groups_of(rounds, owner, tiles)
+    return groups_of(cache, rounds, owner, tiles)
 
 
 def groups_of(
-    rounds: Sequence[Sequence[np.ndarray]], owner: np.ndarray, tiles: np.ndarray
+    cache: Features,
+    rounds: Sequence[Sequence[np.ndarray]],
+    owner: np.ndarray,
+    tiles: np.ndarray,
 ) -> Groups:
-    """The tiles of every group of images.
+    """The tiles of every group of images; a round takes one view of each.
 
     Args:
         rounds: images of each group of each round.
         owner: the image of each tile, ``(tiles,)``.
     """
+    views = cache.tiles["view"][tiles]
     return {
-        (r, g): tiles[np.isin(owner, images)]
+        (r, g): tiles[np.isin(owner, images) & (views == cache.views[r % len(cache.views)])]
         for r, groups in enumerate(rounds)
         for g, images in enumerate(groups)
     }
@@ -136,15 +149,20 @@ def describe(params: Params, cache: Features) -> dict:
     """What the graphs are made from."""
     choices = params.graph.model_dump(exclude={"alpha"})
     split = params.data.train
-    images = np.unique(cache.tiles["image"][cache.tiles_of(split)])
     return {
         "format": FORMAT,
         **choices,
         "features": cache.fingerprint,
         "split": split,
-        "groups": -(-len(images) // params.graph.group_images),
+        "groups": batches(params, cache),
         "fingerprint": fingerprint("graph", FORMAT, choices, cache.fingerprint, split),
     }
+
+
+def batches(params: Params, cache: Features) -> int:
+    """How many groups, or batches, the training images are cut into."""
+    images = np.unique(cache.tiles["image"][cache.training_tiles(params.data.train)])
+    return -(-len(images) // params.graph.group_images)
 
 
 def make_pixel_graphs(job: Job, tiles: np.ndarray, params: Params) -> list[str]:
@@ -208,7 +226,7 @@ def search_dataset(job: Job, cache: Features, params: Params) -> tuple[list[str]
     rounds = follow(counts, graph.group_images, graph.rounds, generator)
     seen = share_inside(counts, totals, rounds)
     click.echo(f"a batch sees {seen:.1%} of the edges of its patches")
-    groups = groups_of(rounds, numbering.owner, numbering.tiles)
+    groups = groups_of(cache, rounds, numbering.owner, numbering.tiles)
     write_tiles(work, "tiles", numbering.tiles, numbering.sizes.tolist(), numbering.blocks)
     write_groups(work, "groups", groups)
     searched = {"cells": facts["cells"], "probes": facts["probes"], "measured": facts["recall"]}
@@ -304,7 +322,7 @@ def _opened(job: Job) -> Features:
 def _numbering(job: Job) -> Numbering:
     """How the patches of the split are numbered; made once in each process."""
     cache = _opened(job)
-    tiles = cache.tiles_of(job.split)
+    tiles = cache.training_tiles(job.split)
     return Numbering.of(tiles, cache.sizes(tiles), cache.tiles["image"][tiles], job.block)
 
 
@@ -325,7 +343,8 @@ def main(params: str, features: str, context: str, out: str) -> None:
 
     Reads data/features.zarr and data/context.zarr, writes data/graph.h5: the k nearest neighbours
     of each training patch (Eq. 2), in its group of images or in the whole split, the groups, and
-    the pixel graph of each tile (Eq. 3). Interrupted, it goes on where it was.
+    the pixel graph of each tile (Eq. 3); or, with scope batch, only how training makes its own.
+    Interrupted, it goes on where it was.
     """
     make_graph(load(params), features, context, out)
 

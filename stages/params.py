@@ -63,6 +63,34 @@ class BackboneParams(_Section):
     context: dict[Stored, Positive]
 
 
+class ViewParams(_Section):
+    count: Count
+    scale: (
+        Annotated[list[Annotated[float, Field(ge=0.01, le=100)]], Field(min_length=2, max_length=2)]
+        | None
+    )
+    crop: Count | None
+    flip: bool
+    colour: Annotated[float, Field(ge=0, le=2)]
+    seed: Seed
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is anything to draw: else the image as it is is trained on."""
+        return bool(self.scale or self.crop or self.flip or self.colour)
+
+    @model_validator(mode="after")
+    def _different(self) -> ViewParams:
+        if self.count > 1 and not self.drawn:
+            raise ValueError(
+                f"count ({self.count}) must be 1 where all views are the same: set scale, crop, "
+                "flip or colour"
+            )
+        if self.scale and self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale must be [least, greatest], found {self.scale}")
+        return self
+
+
 class ExtractParams(_Section):
     short_side: Annotated[int, Field(ge=1, le=16384)]
     window: Count | None
@@ -73,9 +101,14 @@ class ExtractParams(_Section):
     precision: Literal["auto", "float32", "bfloat16"]
     dtype: Literal["float16", "int8"]
     batch: Count
+    views: ViewParams
 
     @model_validator(mode="after")
     def _consistent(self) -> ExtractParams:
+        if self.views.drawn and self.window:
+            raise ValueError(
+                "views are cut out by views.crop: set window and stride to null, or draw no views"
+            )
         if (self.window is None) != (self.stride is None):
             raise ValueError("window and stride are set together or both null")
         if self.window and self.stride and self.stride > self.window:
@@ -99,7 +132,7 @@ class ContextParams(_Section):
 
 class GraphParams(_Section):
     level: Level
-    scope: Literal["group", "dataset"]
+    scope: Literal["group", "dataset", "batch"]
     group_images: Count
     rounds: Count
     k: Count | Share
@@ -116,9 +149,9 @@ class GraphParams(_Section):
                 f"k ({self.k}) must be a count, such as 32, with scope dataset: a fraction of all "
                 "patches would be thousands of neighbours each"
             )
-        if self.scope == "group" and self.other_images:
+        if self.scope != "dataset" and self.other_images:
             raise ValueError(
-                "other_images asks for scope dataset: the images of a group are few and random"
+                "other_images asks for scope dataset: the images of a batch are few and random"
             )
         return self
 
@@ -131,6 +164,9 @@ class HeadParams(_Section):
     mlp_hidden: Count
     level_norm: bool
     orthogonal: bool
+    heads: Count | None
+    qkv_bias: bool
+    last_bias: bool
 
 
 class TrainParams(_Section):
@@ -196,6 +232,16 @@ class Params(_Section):
                     f"{key}: {getattr(self, key)!r} is not one of {', '.join(names)} "
                     f"(the entries of `{key}s`)"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _every_view_used(self) -> Params:
+        if self.graph.scope != "batch" and self.extract.views.count > self.graph.rounds:
+            raise ValueError(
+                f"graph.rounds ({self.graph.rounds}) must be at least extract.views.count "
+                f"({self.extract.views.count}), for a round takes one view of each image: raise "
+                "graph.rounds, or set graph.scope to batch"
+            )
         return self
 
     @model_validator(mode="after")

@@ -96,7 +96,7 @@ def maps_of(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
     patch, device = cache.manifest["patch"], choose_device(job.device)
     for image in images:
         own = cache.tiles["image"] == image.id
-        tiles = np.flatnonzero(own & (cache.tiles["scale"] == 1))  # no enlarged or reduced views
+        tiles = np.flatnonzero(own & (cache.tiles["view"] == -1))
         row = cache.tiles[tiles[0]]
         scores = score_maps(
             predictors,

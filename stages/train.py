@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Generator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -16,28 +14,20 @@ import torch
 from cache import heads, results
 from cache.features import Features
 from cache.graphs import Graphs
-from cache.store.ahead import ahead
 from cache.store.artefact import fingerprint, publish, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device, return_large_arrays
 from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
-from pipeline.graph.kernel import block_diagonal, feature_graph, inside, kernel, to_torch
 from pipeline.head import kmeans
 from pipeline.head.head import Head, initialise, start_at
 from pipeline.head.objective import NeuralEF, Objective, PointwiseInformation, default_beta
-from pipeline.head.training import (
-    Batch,
-    Schedule,
-    optimiser,
-    tensor_cores,
-    train_epoch,
-)
+from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
 from stages import NO_GPU, Stage, way_out
+from stages.batches import load_batches
 from stages.params import Params, load
 from stages.progress import bar, track
 
-READERS = 8  # threads that load batches for a GPU
 KMEANS_SAMPLE = 600  # training patches for each centre
 LEAST_SAMPLE = 100_000  # and for all of them: few centres of few patches depend on the draw
 BLOCK = 16_384  # patches that are assigned at a time
@@ -56,7 +46,7 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
     cache = Features.open(features).beside(context)
     with Graphs(graph) as graphs:
         graphs.check(cache.fingerprint, params.data.train)
-        tiles = cache.tiles_of(params.data.train)
+        tiles = cache.training_tiles(params.data.train)
         check_clusters(params, cache, tiles)
         manifest = describe(params, cache, graphs)
         with work_folder(out, manifest["fingerprint"]) as work:
@@ -144,7 +134,7 @@ def noise_seed(seed: int, epoch: int) -> int:
 
 def start_centres(params: Params, cache: Features) -> np.ndarray:
     """Centres of spherical K-means on a sample of the head's input: float32 ``(K, C)``."""
-    tiles, levels = cache.tiles_of(params.data.train), params.head.levels
+    tiles, levels = cache.training_tiles(params.data.train), params.head.levels
     plan = kmeans_sample(params, cache, tiles)
     tracked = zip(track(tiles, "sampling for the start"), plan, strict=True)
     points = [cache.batch(levels, [tile])[rows] for tile, rows in tracked if len(rows)]
@@ -168,54 +158,6 @@ def sample_size(clusters: int) -> int:
     return max(clusters * KMEANS_SAMPLE, LEAST_SAMPLE)
 
 
-def load_batches(
-    params: Params,
-    cache: Features,
-    graphs: Graphs,
-    epoch: int,
-    device: torch.device,
-    waited: list[float],
-) -> Generator[Batch, None, None]:
-    """Every step's batch on its device, from the start of an epoch on.
-
-    An epoch takes the groups of one round in an order that follows from the seed and the epoch. The
-    seconds that the caller waits for batches are added to ``waited[0]``.
-    """
-
-    def load(place: tuple[int, int]) -> Batch:
-        return load_batch(params, cache, graphs, *place).to(device)
-
-    rounds, groups = graphs.manifest["rounds"], graphs.manifest["groups"]
-    places = (
-        (number % rounds, int(group))
-        for number in range(epoch, params.train.epochs)
-        for group in np.random.default_rng([params.seed, number]).permutation(groups)
-    )
-    # A step takes all cores of a CPU; a GPU leaves them idle, and waits for more than one of them.
-    others = (os.cpu_count() or 1) - 1
-    threads = 1 if device.type == "cpu" else max(1, min(READERS, others))
-    with closing(ahead(load, places, threads=threads, waiting=threads + 1)) as loaded:
-        while True:
-            start = time.perf_counter()
-            item = next(loaded, None)
-            waited[0] += time.perf_counter() - start
-            if item is None:
-                return
-            yield item[1]
-
-
-def load_batch(params: Params, cache: Features, graphs: Graphs, round_: int, group: int) -> Batch:
-    """Tokens and kernel (Eq. 4) of one group, on the CPU."""
-    tiles, (indices, cosines), firsts = graphs.group(round_, group)
-    sizes = cache.sizes(tiles)
-    if firsts is not None:
-        indices = inside(indices, list(zip(firsts.tolist(), sizes, strict=True)))
-    pixels = block_diagonal([graphs.pixel_graph(int(tile)) for tile in tiles])
-    kappa = kernel(feature_graph(indices, cosines), pixels, params.graph.alpha)
-    tokens = torch.from_numpy(cache.batch(params.head.levels, tiles))
-    return Batch(tokens, sizes, to_torch(kappa, "cpu"))
-
-
 @torch.inference_mode()
 def fit_kmeans(params: Params, cache: Features, tiles: np.ndarray, head: Head) -> dict[str, dict]:
     """K-means on a sample of F (`kmeans`) and of the head's features (`ours_kmeans`).
@@ -230,9 +172,10 @@ def fit_kmeans(params: Params, cache: Features, tiles: np.ndarray, head: Head) -
         tokens = torch.from_numpy(cache.batch(params.head.levels, [tile])).to(device).float()
         learned.append(head.features(tokens, [len(tokens)])[rows].half().cpu().numpy())
     features = np.concatenate(learned).astype(np.float32)
-    last = head.last.weight.cpu()
-    ids = torch.cat([(part @ last.T).argmax(1) for part in torch.from_numpy(features).split(BLOCK)])
-    fitted = {"ours": {"centroids": kmeans.means(features, ids.numpy(), last.numpy())}}
+    blocks = torch.from_numpy(features).split(BLOCK)
+    ids = torch.cat([head.last(part.to(device)).argmax(1).cpu() for part in blocks])
+    empty = head.last.weight.cpu().numpy()
+    fitted = {"ours": {"centroids": kmeans.means(features, ids.numpy(), empty)}}
     whitened = {"kmeans": params.kmeans.whiten, "ours_kmeans": None}
     for name, points in (("kmeans", plain), ("ours_kmeans", [features])):
         fitted[name] = kmeans.fit(

@@ -14,7 +14,7 @@ from bench import gpu, training
 from bench.project import HEADS, Setting, Size, make, open_setting
 from bench.training import Online
 from cache.graphs import Graphs
-from stages.train import load_batches
+from stages.batches import load_batches
 from tests.conftest import Project, tables
 
 SIZE = Size("test_vit", side=96, images=2, batches=3, clusters=4, device="cpu")

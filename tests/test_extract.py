@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from cache.features import Features
 from cache.store.ahead import ahead
+from stages import extract
 from tests.conftest import Project, kill_when, tree_bytes
 
 CACHE = Path("data/features.zarr")
@@ -319,3 +320,24 @@ def test_a_photo_that_vanished_ends_the_run_and_keeps_the_shards_before(project:
     last.write_bytes(content)
     output = project.run("extract").output
     assert "resumed: 7 of 9 shards" in output or "resumed: 6 of 9 shards" in output
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_the_disk_is_told_before_and_is_not_filled(
+    project: Project, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    project.set("extract.dtype", dtype)
+    project.ok("prepare")
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "free_bytes", lambda _: 1000)
+        project.fails("extract", "0.00 GB free", "make room", "extract.dtype to int8")
+    assert not CACHE.exists()
+    told = []
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "check_space", lambda _, *sizes: told.append(sizes))
+        project.ok("extract")
+    ((tiles, total, missing),) = told
+    levels = [path for path in CACHE.iterdir() if path.name != "tiles" and path.is_dir()]
+    files = [path for level in levels for path in level.glob("c/**/*") if path.is_file()]
+    assert (tiles, total) == (9, missing)
+    assert total == pytest.approx(sum(path.stat().st_size for path in files), rel=0.05)

@@ -259,3 +259,36 @@ def test_width_must_be_a_multiple_of_head_dim() -> None:
 def test_tokens_must_fit(shape: tuple[int, int], sizes: list[int]) -> None:
     with pytest.raises(ValueError, match=r"tokens must be .* levels of \[8, 4, 12\] channels"):
         made_head()(torch.zeros(shape), sizes)
+
+
+def test_the_programs_head_has_its_parameters_and_no_others() -> None:
+    channels, width, inner, hidden, clusters = [384] * 3, 1152, 18 * 64, 576, 256
+    program = {"heads": 18, "qkv_bias": False, "last_bias": True, "orthogonal": False}
+    block = 2 * 2 * width + width * 3 * inner + inner * width + width
+    block += width * hidden + hidden + hidden * width + width
+    expected = 2 * block + 2 * width + width * clusters + clusters
+    head = Head(channels, clusters, None, 2, 64, hidden, False, **program)
+    assert sum(p.numel() for p in head.parameters()) == expected
+    # ViT-B: 3C = 2304 channels, and the heads are still 18 of 64.
+    wide = Head([768] * 3, clusters, None, 2, 64, hidden, False, **program)
+    assert wide.blocks[0].qkv.weight.shape == (3 * 1152, 2304)
+    assert wide.blocks[0].out.weight.shape == (2304, 1152)
+    names = {name for name, _ in head.named_parameters()}
+    assert "last.bias" in names and not any("qkv.bias" in name for name in names)
+
+
+def test_heads_of_any_number_attend_and_biases_begin_at_zero() -> None:
+    head = Head([8, 4, 12], 6, None, 2, 8, 20, False, heads=5, qkv_bias=False, last_bias=True)
+    initialise(head, torch.Generator().manual_seed(0))
+    assert head.last.bias is not None and not head.last.bias.any()
+    torch.nn.init.normal_(head.last.bias)
+    tokens = random_tokens(30)
+    features, logits = head(tokens, [10, 8, 12])
+    assert features.shape == (30, 24)
+    torch.testing.assert_close(features @ head.last.weight.T + head.last.bias, logits)
+    x, block = tokens[:10], head.blocks[0]
+    q, k, v = (block.norm_attention(x) @ block.qkv.weight.T).chunk(3, dim=1)
+    parts = zip(*(m.split(8, 1) for m in (q, k, v)), strict=True)
+    wanted = x + block.out(torch.cat([linear_attention(*qkv) for qkv in parts], dim=1))
+    torch.testing.assert_close(block.attention(tokens, [10, 8, 12])[:10], wanted)
+    Head([100], 6, None, 1, 64, 20, False, heads=3)  # the width is no multiple of 64

@@ -4,7 +4,8 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.graph.knn import nearest, neighbour_count, not_self, recall
+from pipeline.graph import knn
+from pipeline.graph.knn import nearest, neighbour_count, not_self, recall, top_in_blocks
 
 
 def unit_rows(rng: np.random.Generator, n: int, c: int) -> np.ndarray:
@@ -104,8 +105,29 @@ def test_the_gpu_is_used_where_faiss_has_one(monkeypatch: pytest.MonkeyPatch) ->
     assert calls == [6]
     np.testing.assert_array_equal(on_cpu[0], on_gpu[0])
     nearest(features, 5, gpu=False)
-    nearest(features, 2048)  # k + 1 is beyond what FAISS searches on a GPU
     assert calls == [6]
+
+
+def test_more_neighbours_than_faiss_finds_on_a_gpu_stay_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features = unit_rows(np.random.default_rng(0), 2100, 4)
+    expected = nearest(features, 2048, gpu=False)
+    devices = []
+
+    def on_cpu(queries, rows, k, device):
+        devices.append(device)
+        return top_in_blocks(queries, rows, k, "cpu")
+
+    monkeypatch.setattr(knn, "top_in_blocks", on_cpu)
+    monkeypatch.setattr(knn, "gpu_count", lambda: 1)
+    monkeypatch.setattr(knn, "BLOCK_PRODUCTS", 2100 * 1000)  # three blocks
+    indices, cosines = nearest(features, 2048)
+    assert devices == ["cuda"]
+    np.testing.assert_allclose(cosines, expected[1], atol=1e-6)
+    same = indices == expected[0]  # float32 and float64 order nearly equal ones differently
+    assert same.mean() > 0.99
+    assert (indices != np.arange(2100)[:, None]).all()
 
 
 def test_neighbour_count_takes_counts_and_fractions() -> None:

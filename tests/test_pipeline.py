@@ -288,6 +288,9 @@ def test_alpha_and_the_choices_of_the_head_reach_the_training(project: Project) 
         ("head.width", 64),
         ("head.level_norm", True),
         ("head.orthogonal", True),
+        ("head.heads", 3),
+        ("head.qkv_bias", False),
+        ("head.last_bias", True),
         ("head.levels", ["first", "context", "last"]),
     )
     for key, value in changes:

@@ -103,6 +103,11 @@ def size(path: str | Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
+def free_bytes(folder: str | Path) -> int:
+    """Bytes that the disk of a folder has free."""
+    return shutil.disk_usage(folder).free
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON by way of a temporary file, so that a reader never sees half of it."""
     write_text(path, json.dumps(value, indent=1) + "\n")

@@ -124,3 +124,13 @@ def _checked(stored: np.ndarray, name: str) -> np.ndarray:
     if found != expected:
         raise ValueError(f"the crc32c of its {name} must be {expected:08x}, found {found:08x}")
     return content
+
+
+def finite(values: np.ndarray) -> bool:
+    """Whether float16 values are all finite.
+
+    Infinities and NaN are the greatest bit patterns of each sign; to look for them so is many times
+    as fast as `np.isfinite`, which takes float16 one by one.
+    """
+    bits = values.view(np.int16).max(initial=0), values.view(np.uint16).max(initial=0)
+    return bool(bits[0] < 0x7C00 and bits[1] < 0xFC00)

@@ -7,7 +7,7 @@ are all tiles; what follows the extraction knows nothing else.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -131,6 +131,18 @@ def plan_layout(sizes: Sequence[int], shard_tokens: int) -> Layout:
         starts.append((shard * capacity + used) * chunk)
         used += need
     return Layout(starts, chunk, capacity * chunk, shard + 1)
+
+
+def cache_bytes(layout: Layout, channels: Mapping[str, int], narrow: int) -> int:
+    """Bytes that one shard takes on the disk, all arrays together.
+
+    Args:
+        channels: of each array; ``rgb`` is always float16.
+        narrow: bytes of a value of the others: 2, or 1 with a float32 scale for each chunk.
+    """
+    others = sum(width for name, width in channels.items() if name != "rgb")
+    scales = 4 * (layout.shard // layout.chunk) if narrow == 1 else 0
+    return layout.shard * (narrow * others + 2 * channels.get("rgb", 0)) + scales * others
 
 
 def sample_plan(

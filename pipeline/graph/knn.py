@@ -7,10 +7,12 @@ from functools import cache
 
 import faiss
 import numpy as np
+import torch
 
 from pipeline.device import gpu_count
 
-GPU_MAX_K = 2048  # FAISS's own limit; a larger search stays on the CPU
+GPU_MAX_K = 2048  # FAISS's own limit; torch makes a larger search on the GPU
+BLOCK_PRODUCTS = 1 << 27  # products of float64 that it holds at once, 1 GB
 UNIT_TOLERANCE = 1e-2  # loose enough for rows normalised before a float16 round trip
 
 
@@ -69,12 +71,29 @@ def top(
     Returns:
         Positions int64 ``(n, k)`` and inner products float32 ``(n, k)``, falling along each row.
     """
-    if gpu and k <= GPU_MAX_K and gpu_count() > 0:
-        products, indices = faiss.knn_gpu(
-            _gpu().resources, queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT
-        )
-    else:
+    if not gpu or not gpu_count():
         products, indices = faiss.knn(queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT)
+    elif k > GPU_MAX_K:
+        return top_in_blocks(queries, rows, k, "cuda")
+    else:
+        with _one_at_a_time:
+            products, indices = faiss.knn_gpu(
+                _resources(), queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT
+            )
+    return indices, products
+
+
+def top_in_blocks(
+    queries: np.ndarray, rows: np.ndarray, k: int, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `top`, by torch on a device, for any k: all products of some queries at a time."""
+    # In float64, for training lets float32 products lose bits (TF32) in the whole process.
+    base = torch.from_numpy(rows).to(device).double().T
+    found = []
+    for block in torch.from_numpy(queries).split(max(1, BLOCK_PRODUCTS // len(rows))):
+        products, indices = (block.to(device).double() @ base).topk(k)
+        found.append((indices.cpu().numpy(), products.float().cpu().numpy()))
+    indices, products = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return indices, products
 
 
@@ -112,16 +131,13 @@ def recall(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.mean([np.isin(truth, answer).mean() for answer, truth in rows]))
 
 
-class _Gpu(threading.local):
-    """FAISS's memory on the GPU: reserved once, not at each search; threads may not share it."""
-
-    def __init__(self) -> None:
-        self.resources = faiss.StandardGpuResources()
+_one_at_a_time = threading.Lock()  # threads may not use FAISS's memory at once
 
 
 @cache
-def _gpu() -> _Gpu:
-    return _Gpu()
+def _resources() -> faiss.StandardGpuResources:
+    """FAISS's memory on the GPU, over a GB: reserved once, not for each search or thread."""
+    return faiss.StandardGpuResources()
 
 
 def _check_count(k: int, n: int) -> None:

@@ -1,0 +1,105 @@
+"""Batches drawn anew: the same steps as with stored graphs, other tiles in every epoch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache.features import Features
+from cache.graphs import Graphs
+from pipeline.head.objective import neural_eigenfunction_loss, normalise_columns
+from stages import batches, params
+from stages.train import build_head
+from tests.conftest import Project, kill_when, tree_bytes
+
+
+@pytest.fixture
+def drawn(project: Project) -> Project:
+    """Three tiles an image, batches of three images' worth of tiles."""
+    project.set("extract.window", 64)
+    project.set("extract.stride", 32)
+    project.set("graph.scope", "batch")
+    project.ok("prepare", "extract", "context")
+    return project
+
+
+def opened() -> tuple[params.Params, Features]:
+    return params.load(), Features.open("data/features.zarr").beside("data/context.zarr")
+
+
+def test_the_loss_is_that_of_a_stored_graph(drawn: Project) -> None:
+    drawn.set("graph.scope", "group")
+    drawn.ok("graph")
+    choices, cache = opened()
+    with Graphs("data/graph.h5") as graphs:
+        tiles = graphs.group(1, 1).tiles
+        stored = batches.load_batch(choices, cache, graphs, (1, 1))
+    drawn.set("graph.scope", "batch")
+    drawn.ok("graph")
+    with Graphs("data/graph.h5") as graphs:
+        made = batches.make_batch(choices, cache, graphs, tiles)
+    assert torch.equal(made.tokens, stored.tokens) and made.sizes == stored.sizes
+    head = build_head(choices, cache)
+    losses = []
+    for batch in (stored, made):
+        logits = head(batch.tokens.float(), batch.sizes)[1]
+        psi = normalise_columns(torch.softmax(logits / 0.3, dim=1), scale=1.0)
+        losses.append(neural_eigenfunction_loss(psi, batch.kappa, 0.08)[0].item())
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5) and abs(losses[0]) > 0.1
+
+
+def test_every_epoch_draws_all_tiles_anew(drawn: Project) -> None:
+    drawn.ok("graph")
+    choices, cache = opened()
+    with Graphs("data/graph.h5") as graphs:
+        epochs = [batches.draw_tiles(choices, cache, graphs, epoch) for epoch in (0, 1, 0)]
+        waited = [0.0]
+        loaded = batches.load_batches(choices, cache, graphs, 2, torch.device("cpu"), waited)
+        assert len(list(loaded)) == 2  # the last of three epochs
+    for epoch in epochs:
+        assert [len(batch) for batch in epoch] == [len(cache.tiles_of("train")) // 2] * 2
+        assert sorted(np.concatenate(epoch)) == sorted(cache.tiles_of("train"))
+    owners = [set(cache.tiles["image"][batch].tolist()) for batch in epochs[0]]
+    assert owners[0] & owners[1]  # tiles are drawn, not images
+    assert not np.array_equal(epochs[0], epochs[1]) and np.array_equal(epochs[0], epochs[2])
+
+
+def test_no_graph_is_stored_and_a_killed_training_ends_the_same(drawn: Project) -> None:
+    assert "no graphs; training makes those of 2 new batches" in drawn.run("graph").output
+    assert Path("data/graph.h5").stat().st_size < 20_000
+    drawn.set("train.epochs", 30)
+    drawn.ok("train")
+    expected = tree_bytes(Path("data/head"))
+    curve = Path("results/curve.csv").read_text()
+    assert len(curve.splitlines()) == 1 + 30 * 2
+    shutil.rmtree("data/head")
+    kill_when("train", "*/checkpoint.safetensors", 1, "heads.save_checkpoint")
+    result = drawn.run("train")
+    assert result.exit_code == 0 and "resumed" in result.output, result.output
+    assert tree_bytes(Path("data/head")) == expected
+    assert Path("results/curve.csv").read_text() == curve
+
+
+def test_what_the_batches_are_made_with_reaches_the_head(drawn: Project) -> None:
+    drawn.ok("graph", "train")
+    marks = [tree_bytes(Path("data/head"))["head.safetensors"]]
+    for key, value in (("k", 0.3), ("level", "last"), ("pixel", [{"k": 3, "weight": 1.0}])):
+        drawn.set(f"graph.{key}", value)
+        drawn.ok("graph", "train")
+        marks.append(tree_bytes(Path("data/head"))["head.safetensors"])
+    assert len(set(marks)) == 4
+
+
+def test_a_k_beyond_the_smallest_batch_is_refused_before_training(drawn: Project) -> None:
+    _, cache = opened()
+    least = sum(sorted(cache.sizes(cache.tiles_of("train")))[: len(cache.tiles_of("train")) // 2])
+    drawn.set("graph.k", least)
+    drawn.fails("graph", f"k = {least} for n = {least} patches", "lower `graph.k`")
+    drawn.set("graph.k", least - 1)
+    drawn.ok("graph")
+    drawn.set("graph.other_images", True)
+    drawn.fails("graph", "other_images asks for scope dataset")

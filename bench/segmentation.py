@@ -155,9 +155,9 @@ def whole_image(
         clusters = dict.fromkeys(PREDICTORS, case.clusters)
         with clock.part("writing"):
             functions = found.eigenfunctions.cpu().numpy()
-            maps = ImageMaps(0, labels, functions, *runner_up(found.ours))
+            maps = ImageMaps(0, {"full": labels}, functions, *runner_up(found.ours))
             write_maps(folder, "0", [maps], clusters)
-            manifest = {"format": FORMAT, "clusters": clusters, "images": [0]}
+            manifest = {"format": FORMAT, "clusters": clusters, "images": [0], "variants": ["full"]}
             parts.assemble(folder, ["0"], Path(folder) / "segments.h5", manifest)
         with Segments(Path(folder) / "segments.h5") as store:
             for name in PREDICTORS:

@@ -31,8 +31,8 @@ from cache.store.tables import encode
 _EVAL = "run `eigenseg eval` (or `dvc repro eval`) first."
 _TRAIN = "run `eigenseg train` and `eigenseg segment` (or `dvc repro segment`) first."
 
-Counts = dict[str, dict[str, np.ndarray]]
-"""Counts by predictor and split: int64 ``(K, C)`` pixels by cluster and class."""
+Counts = dict[str, dict[str, dict[str, np.ndarray]]]
+"""By variant, predictor and split: int64 ``(K, C)``, pixels by cluster and class."""
 
 
 class ClassMapping(NamedTuple):
@@ -54,6 +54,7 @@ class ClassMapping(NamedTuple):
 class ClassScore(NamedTuple):
     """The IoU of one class in percent; NaN where the scored split has no pixel of it."""
 
+    variant: str
     predictor: str
     matching: str
     mapping: str
@@ -65,7 +66,8 @@ class Evaluation(NamedTuple):
     """What eval has found.
 
     Attributes:
-        metrics: ``{predictor: {"k", "clusters_used", matching: {"oracle"|"train": scores}}}``.
+        metrics: ``{variant: {predictor: {"k", "clusters_used", matching: {"oracle"|"train":
+            scores}}}}``; a variant is a protocol, or one and a CRF.
         classes: class names by index; none without labels.
         counts: every score can be worked out from them alone; empty without labels.
         mapping: what clusters are called.
@@ -86,14 +88,14 @@ def made_from(
     labels: Mapping[int, Sequence[object]],
     train: str,
     evaluated: str,
-    labelled: int | str,
+    choices: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What an evaluation is of: fingerprints of label maps, images and labels, and the splits.
 
     Args:
         segments: manifest of the label maps.
         labels: by the id of their image.
-        labelled: images of the training split that fit the mapping, or ``all``.
+        choices: JSON-able, what mappings are fitted on.
     """
     return {
         "segments": segments["fingerprint"],
@@ -101,7 +103,7 @@ def made_from(
         "labels": fingerprint(classes, list(labels.values())),
         "train": train,
         "eval": evaluated,
-        "labelled": labelled,
+        **choices,
     }
 
 
@@ -118,12 +120,15 @@ def write_evaluation(folder: str | Path, found: Evaluation, made_from: Mapping[s
         "per_class.csv": _write_per_class(folder / "per_class.csv", found.per_class),
     }
     tables = {
-        name: {split: table.tolist() for split, table in splits.items()}
-        for name, splits in found.counts.items()
+        variant: {
+            name: {split: table.tolist() for split, table in splits.items()}
+            for name, splits in counts.items()
+        }
+        for variant, counts in found.counts.items()
     }
     facts = {"made_from": dict(made_from), "sha256": digests}
-    counts = {"classes": list(found.classes), "counts": tables, **facts}
-    _write_json(folder / "counts.json", sealed(counts))
+    value = {"classes": list(found.classes), "counts": tables, **facts}
+    _write_json(folder / "counts.json", sealed(value))
 
 
 def read_evaluation(folder: str | Path, made_from: Mapping[str, Any]) -> Evaluation:
@@ -142,8 +147,11 @@ def read_evaluation(folder: str | Path, made_from: Mapping[str, Any]) -> Evaluat
     for name, digest in value["sha256"].items():
         check_file(folder / name, digest, f"what is in {folder}/counts.json", _EVAL)
     counts = {
-        name: {split: np.array(table, dtype=np.int64) for split, table in splits.items()}
-        for name, splits in value["counts"].items()
+        variant: {
+            name: {split: np.array(table, dtype=np.int64) for split, table in splits.items()}
+            for name, splits in counts.items()
+        }
+        for variant, counts in value["counts"].items()
     }
     metrics = read_json(folder / "metrics.json", _EVAL)
     return Evaluation(metrics, value["classes"], counts, read_mapping(folder / "mapping.json"))
@@ -193,9 +201,9 @@ def read_mapping(path: str | Path) -> ClassMapping:
 
 
 def _write_per_class(path: Path, rows: Iterable[ClassScore]) -> str:
-    """Write one CSV row per predictor, matching, mapping and class; an absent class has no IoU."""
-    header = ("predictor", "matching", "mapping", "class", "iou")
-    table = [(*row[:4], "" if math.isnan(row.iou) else row.iou) for row in rows]
+    """Write a CSV row per variant, predictor, matching, mapping, class; absent ones have no IoU."""
+    header = ("variant", "predictor", "matching", "mapping", "class", "iou")
+    table = [(*row[:5], "" if math.isnan(row.iou) else row.iou) for row in rows]
     return write_output(path, encode(header, table))
 
 

@@ -1,7 +1,9 @@
 """The file of label maps: cluster ids of every image at its own resolution, in one HDF5 file.
 
-``/<predictor>/<image id>`` holds ids ``(height, width)``, uint8 for K <= 256, else uint16;
-``/eigenfunctions/<image id>`` holds the first logits at the patch grid, float16 ``(m, h, w)``;
+``/<variant>/<predictor>/<image id>`` holds ids ``(height, width)``, uint8 for K <= 256, else
+uint16; a variant is a protocol of evaluation, or one and a CRF (``full``, ``full+crf``). Of the
+first protocol ``/eigenfunctions/<image id>`` holds the first logits at the patch grid, float16
+``(m, h, w)``;
 ``/seconds/<image id>`` and ``/margins/<image id>`` the runner-up of `ours` there, and its distance.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,16 +20,17 @@ import numpy as np
 from cache.index import ImageRow
 from cache.store import parts
 
-FORMAT = 2
+FORMAT = 3
 PREDICTORS = ("ours", "ours_kmeans", "kmeans")
+CRF = "+crf"  # ends the names of variants that passed one
 
 
 class ImageMaps(NamedTuple):
-    """What is stored of one image: ids ``(height, width)`` by predictor, and at the patch grid
+    """What is stored of one image: ids ``(height, width)`` by variant and predictor; at the grid
     logits ``(m, h, w)``, ids ``(h, w)`` that came second in `ours`, and how far they are behind."""
 
     image: int
-    labels: Mapping[str, np.ndarray]
+    labels: Mapping[str, Mapping[str, np.ndarray]]
     eigenfunctions: np.ndarray
     seconds: np.ndarray
     margins: np.ndarray
@@ -43,9 +47,9 @@ def write_maps(
     with parts.write_part(folder, name) as file:
         for image in maps:
             key = _key(image.image)
-            for predictor, k in clusters.items():
-                ids = image.labels[predictor].astype(np.uint8 if k <= 256 else np.uint16)
-                parts.dataset(file.require_group(predictor), key, ids, compress=True)
+            for variant, (predictor, k) in product(image.labels, clusters.items()):
+                ids = image.labels[variant][predictor].astype(np.uint8 if k <= 256 else np.uint16)
+                parts.dataset(file.require_group(f"{variant}/{predictor}"), key, ids, compress=True)
             at_grid = {
                 "eigenfunctions": image.eigenfunctions.astype(np.float16),
                 "seconds": image.seconds.astype(np.uint16),
@@ -60,8 +64,9 @@ class Segments(parts.Assembled):
 
     Attributes:
         manifest: what it was made from: ``features`` and ``head`` (fingerprints), ``model``,
-            ``seed`` and ``curve`` (SHA-256) of the head, ``temperature``, ``clusters``, ``images``
-            (SHA-256 of each, by id), ``fingerprint``.
+            ``seed`` and ``curve`` (SHA-256) of the head, ``temperature``, ``clusters``,
+            ``protocols`` (their geometry), ``variants``, ``images`` (SHA-256 of each, by id),
+            ``fingerprint``.
 
     Raises:
         InputError: the file is missing, half-written, damaged or of another version of the format.
@@ -74,6 +79,22 @@ class Segments(parts.Assembled):
     def clusters(self) -> dict[str, int]:
         """K of each predictor, in the order of `PREDICTORS`."""
         return self.manifest["clusters"]
+
+    @property
+    def variants(self) -> list[str]:
+        """Protocols, and protocols with a CRF."""
+        return self.manifest["variants"]
+
+    @property
+    def main(self) -> str:
+        """The variant that pictures and names are of: the first protocol, with the CRF if any."""
+        first = self.variants[0]
+        return f"{first}{CRF}" if f"{first}{CRF}" in self.variants else first
+
+    def seen(self, variant: str | None = None) -> dict[str, int | None]:
+        """Of what a variant (None: `main`) is: ``short_side`` and ``crop`` of its protocol, px."""
+        plan = self.manifest["protocols"][(variant or self.main).removesuffix(CRF)]
+        return {"short_side": plan["short_side"], "crop": plan["crop"]}
 
     @property
     def images(self) -> list[int]:
@@ -90,13 +111,13 @@ class Segments(parts.Assembled):
         ids = self.by_content
         return [row._replace(id=ids[row.sha256]) for row in rows if row.sha256 in ids]
 
-    def read(self, predictor: str, image: int) -> np.ndarray:
-        """Cluster ids of one image: uint16 ``(height, width)`` at its own resolution.
+    def read(self, predictor: str, image: int, variant: str | None = None) -> np.ndarray:
+        """Cluster ids of one image in a variant (None: `main`): uint16 ``(height, width)``.
 
         Raises:
             InputError: there is no such map, or its bytes are damaged.
         """
-        return self._read(predictor, image).astype(np.uint16)
+        return self._read(f"{variant or self.main}/{predictor}", image).astype(np.uint16)
 
     def eigenfunctions(self, image: int) -> np.ndarray:
         """The first m logits of one image: float16 ``(m, grid_h, grid_w)``; errors as `read`."""

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cache.images import read_image
 from cache.index import ImageRow
 from cache.names import FORMAT, PREDICTOR
 from cache.segments import Segments
 from pipeline.maps import atlas
+from stages.looking import read_seen
 from stages.pages import render
 from stages.progress import track
 
@@ -93,7 +93,7 @@ def grid(row: ImageRow, size: int) -> tuple[int, int]:
 def photo_entry(maps: Segments, row: ImageRow, size: int, share: int) -> dict[str, Any]:
     """A photo as the page holds it: its name, JPEG, and label map in runs."""
     height, width = grid(row, size)
-    pixels = read_image(row.path, sha256=row.sha256)
+    pixels = read_seen(row, **maps.seen())
     photo = Image.fromarray(pixels).resize((SCALE * width, SCALE * height))
     cells = atlas.shrink(maps.read(PREDICTOR, row.id), height, width)
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
 from cache.segments import Segments
 from cache.store.errors import InputError
-from pipeline.evaluation import MATCHINGS, confusion, count, scores
+from pipeline.evaluation import MATCHINGS, Scores, confusion, count, scores
 from pipeline.selection import most_different, most_typical
 from stages import Stage
+from stages.looking import seen_label
 from stages.params import Params, load
 from stages.progress import track
 from stages.score_table import print_scores
@@ -24,15 +25,16 @@ from stages.score_table import print_scores
 PREDICTOR = "ours"  # whose clusters choose the images to label
 DRAWS = 5  # of images at random
 
+ORIGINS = ("typical", "different", "random")
 Samples = dict[str, set[int]]
 """Ids of the images that are counted, by what they are counted for: a split, or a choice of it."""
 
 
 class Tally(NamedTuple):
-    """What one pass over the label maps leaves: counts by predictor and split, clusters in use."""
+    """What a pass over the label maps leaves: counts, clusters in use by variant and predictor."""
 
     counts: results.Counts
-    used: dict[str, np.ndarray]
+    used: dict[str, dict[str, np.ndarray]]
 
 
 def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -> None:
@@ -46,13 +48,15 @@ def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -
     images = read_index(index)
     classes, truth = read_labels(labels, images)
     with Segments(segments) as store:
-        rows = select(images, truth, data.train, data.eval, store, segments)
+        fitting = (data.train,) if "train" in params.eval.mapping else ()
+        rows = select(images, truth, fitting, data.eval, store, segments)
         samples = samples_of(rows, truth, params, store)
         tally = tally_images(rows, truth, len(classes), samples, data.eval, store)
+        main = store.main
         made_from = results.made_from(
-            store.manifest, images, classes, truth, data.train, data.eval, params.eval.labelled
+            store.manifest, images, classes, truth, data.train, data.eval, params.eval.model_dump()
         )
-    found = assess(tally, classes, params, store.manifest["head"])
+    found = assess(tally, classes, params, store.manifest["head"], main)
     results.write_evaluation(out, found, made_from)
     print_scores(found.metrics, data.train, data.eval)
 
@@ -60,23 +64,24 @@ def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -
 def select(
     rows: Sequence[ImageRow],
     truth: dict[int, LabelRow],
-    train: str,
+    fitting: Sequence[str],
     evaluated: str,
     store: Segments,
     path: str,
 ) -> list[ImageRow]:
-    """The images to go through: the evaluation split and what is labelled of the training split.
+    """The images to go through: the evaluation split and what is labelled of those to fit on.
 
     Raises:
         InputError: some of them have no label map.
     """
     wanted = [
-        row for row in rows if row.split == evaluated or (row.split == train and row.id in truth)
+        row for row in rows if row.split == evaluated or (row.split in fitting and row.id in truth)
     ]
     missing = [row.stem for row in wanted if row.sha256 not in store.by_content]
     if missing or not wanted:
+        splits = " and ".join(dict.fromkeys([*fitting, evaluated]))
         raise InputError(
-            f"{path} must hold a label map of every image of the splits {train} and {evaluated}, "
+            f"{path} must hold a label map of every image of {splits}, "
             f"{len(missing)} of {len(wanted)} lack theirs ({', '.join(missing[:10])}): "
             "run `eigenseg segment` (or `dvc repro segment`)."
         )
@@ -91,6 +96,8 @@ def samples_of(
     splits = {name: {row.id for row in rows if row.split == name} for name in params.splits}
     stored = {row.id: store.by_content[row.sha256] for row in rows}
     ids = sorted(splits[data.train] & truth.keys())
+    if "train" not in params.eval.mapping:
+        return {data.eval: splits[data.eval]}
     if n == "all" or data.train == data.eval or len(ids) <= n:
         return splits
     k = store.clusters[PREDICTOR]
@@ -120,82 +127,129 @@ def tally_images(
     Raises:
         InputError: a label is missing, has changed since prepare, or its size isn't the map's.
     """
-    counts: results.Counts = {name: {} for name in store.clusters}
-    used = {name: np.zeros(k, dtype=bool) for name, k in store.clusters.items()}
+    pairs = list(product(store.variants, store.clusters))
+    counts: results.Counts = {v: {name: {} for name in store.clusters} for v in store.variants}
+    used = {
+        v: {name: np.zeros(k, dtype=bool) for name, k in store.clusters.items()}
+        for v in store.variants
+    }
     wanted = set().union(*samples.values())
     for row in track([row for row in rows if row.id in wanted], "counting pixels"):
-        label = _label(truth.get(row.id))
-        for name, k in store.clusters.items():
-            clusters = store.read(name, store.by_content[row.sha256])
+        whole = _label(truth.get(row.id))
+        for variant, name in pairs:
+            k = store.clusters[name]
+            clusters = store.read(name, store.by_content[row.sha256], variant)
             if row.split == evaluated:
-                used[name] |= np.bincount(clusters.ravel(), minlength=k) > 0
-            if label is None:
+                used[variant][name] |= np.bincount(clusters.ravel(), minlength=k) > 0
+            if whole is None:
                 continue
-            if clusters.shape != label.shape:
-                raise InputError(
-                    f"{truth[row.id].path}: label and label map must have one size, found "
-                    f"{label.shape} and {clusters.shape} (rows, columns): the label maps are of "
-                    "another version of the image. Run prepare, then segment again."
-                )
-            pairs = count(clusters, label, k, n_classes)
+            label = seen_label(whole, **store.seen(variant))
+            check_size(truth[row.id].path, label, clusters)
+            table = counts[variant][name]
+            found = count(clusters, label, k, n_classes)
             for sample in (key for key, ids in samples.items() if row.id in ids):
-                counts[name][sample] = counts[name].get(sample, 0) + pairs
+                table[sample] = table.get(sample, 0) + found
     return Tally(counts, used)
+
+
+def check_size(path: str, label: np.ndarray, clusters: np.ndarray) -> None:
+    """Raise InputError unless label and label map have one size."""
+    if clusters.shape != label.shape:
+        raise InputError(
+            f"{path}: label and label map must have one size, found {label.shape} and "
+            f"{clusters.shape} (rows, columns): the label maps are of another version of the "
+            "image. Run prepare, then segment again."
+        )
 
 
 def _label(row: LabelRow | None) -> np.ndarray | None:
     return None if row is None else read_label(row.path, row.sha256, row.table)
 
 
-def assess(tally: Tally, classes: Sequence[str], params: Params, head: str) -> results.Evaluation:
+def assess(
+    tally: Tally, classes: Sequence[str], params: Params, head: str, main: str
+) -> results.Evaluation:
     """Score every predictor with every matching, fitted on either split or on a choice of images.
 
     With one split for both there is no `train` mapping: it would be the oracle by another name.
+
+    Args:
+        main: the variant whose mapping is kept.
     """
-    train, evaluated = params.data.train, params.data.eval
-    metrics: dict[str, dict[str, Any]] = {
-        name: {"k": int(used.size), "clusters_used": int(used.sum())}
-        for name, used in tally.used.items()
+    metrics: dict[str, dict[str, dict[str, Any]]] = {
+        variant: {
+            name: {"k": int(used.size), "clusters_used": int(used.sum())}
+            for name, used in by_name.items()
+        }
+        for variant, by_name in tally.used.items()
     }
-    labelled = {sample: None for samples in tally.counts.values() for sample in samples}
-    fitted = {sample: _fit(tally.counts, sample) for sample in labelled}
     per_class: list[results.ClassScore] = []
-    for origin, samples in origins_of(list(labelled), train, evaluated).items():
-        for name, matching in product(tally.counts, MATCHINGS):
-            table = tally.counts[name][evaluated]
-            found = [scores(confusion(table, fitted[s][name][matching])) for s in samples]
-            metrics[name].setdefault(matching, {})[origin] = {
-                "miou": float(np.mean([score.miou for score in found])),
-                "accuracy": float(np.mean([score.accuracy for score in found])),
-                "classes_covered": round(np.mean([score.classes_covered for score in found])),
-            }
-            per_class += [
-                results.ClassScore(name, matching, origin, label, float(iou))
-                for label, iou in zip(classes, np.mean([s.iou for s in found], axis=0), strict=True)
-            ]
-    fitted_on = next((s for s in (train, "different", evaluated) if s in fitted), None)
-    mappings = fitted[fitted_on] if fitted_on else {}
-    if fitted_on == "different":
-        fitted_on = f"{train}, the {params.eval.labelled} most different images"
-    kept = results.ClassMapping(head, fitted_on, list(classes), mappings)
+    for variant, counts in tally.counts.items():
+        fitted = fits_of(counts)
+        for origin, samples in origins_of(list(fitted), params).items():
+            for name, matching in product(counts, MATCHINGS):
+                table = counts[name][params.data.eval]
+                found = [scores(confusion(table, fitted[s][name][matching])) for s in samples]
+                metrics[variant][name].setdefault(matching, {})[origin] = summary(found)
+                ious = np.mean([score.iou for score in found], axis=0)
+                per_class += [
+                    results.ClassScore(variant, name, matching, origin, label, float(iou))
+                    for label, iou in zip(classes, ious, strict=True)
+                ]
+    kept = kept_mapping(tally.counts[main], classes, params, head)
     return results.Evaluation(metrics, classes, tally.counts, kept, per_class)
 
 
-def origins_of(labelled: Sequence[str], train: str, evaluated: str) -> dict[str, list[str]]:
+def summary(found: Sequence[Scores]) -> dict[str, float | int]:
+    """What metrics.json holds of scores: their means."""
+    return {
+        "miou": float(np.mean([score.miou for score in found])),
+        "accuracy": float(np.mean([score.accuracy for score in found])),
+        "classes_covered": round(np.mean([score.classes_covered for score in found])),
+    }
+
+
+def kept_mapping(
+    counts: Mapping[str, Mapping[str, np.ndarray]],
+    classes: Sequence[str],
+    params: Params,
+    head: str,
+) -> results.ClassMapping:
+    """The mapping that `predict` and pictures use: fitted on the training split if there is one."""
+    train, fitted = params.data.train, fits_of(counts)
+    fitted_on = next((s for s in (train, "different", params.data.eval) if s in fitted), None)
+    mappings = fitted[fitted_on] if fitted_on else {}
+    if fitted_on == "different":
+        fitted_on = f"{train}, the {params.eval.labelled} most different images"
+    return results.ClassMapping(head, fitted_on, list(classes), mappings)
+
+
+def origins_of(labelled: Sequence[str], params: Params) -> dict[str, list[str]]:
     """What mappings are fitted on, by the origin's name: one sample, or several draws."""
+    train, evaluated = params.data.train, params.data.eval
     if evaluated not in labelled:
         return {}
-    found = {"oracle": [evaluated]}
+    found = {"oracle": [evaluated]} if "oracle" in params.eval.mapping else {}
     if train in labelled and train != evaluated:
         found["train"] = [train]
-    for origin in ("typical", "different", "random"):
+    for origin in ORIGINS:
         samples = [name for name in labelled if name.split()[0] == origin and name != evaluated]
         if samples and train not in labelled:
             found[origin] = samples
     return found
 
 
-def _fit(counts: results.Counts, split: str) -> dict[str, dict[str, np.ndarray]]:
+def fits_of(
+    counts: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Every mapping, by the sample that it is fitted on, predictor and matching."""
+    samples = dict.fromkeys(sample for by_sample in counts.values() for sample in by_sample)
+    return {sample: _fit(counts, sample) for sample in samples}
+
+
+def _fit(
+    counts: Mapping[str, Mapping[str, np.ndarray]], split: str
+) -> dict[str, dict[str, np.ndarray]]:
     return {
         name: {matching: fit(splits[split]) for matching, fit in MATCHINGS.items()}
         for name, splits in counts.items()

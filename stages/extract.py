@@ -14,6 +14,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from cache import features
 from cache.backbone import facts, load_backbone, weights_hash
@@ -23,8 +24,8 @@ from cache.store.ahead import ahead
 from cache.store.artefact import fingerprint, free_bytes, publish, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
-from pipeline.features.tiles import Layout, Tile, cache_bytes, plan_layout, plan_tiles
-from pipeline.features.views import distort, plan_view, view_generator
+from pipeline.features.tiles import Layout, cache_bytes, plan_layout
+from pipeline.features.views import distort, view_generator
 from pipeline.features.vit import (
     Backbone,
     Levels,
@@ -36,7 +37,8 @@ from pipeline.features.vit import (
 )
 from stages import NO_GPU, Stage, way_out
 from stages.jobs import run
-from stages.params import ExtractParams, Params, load
+from stages.params import Params, load
+from stages.plans import tile_table
 
 SHARD_PATCHES = 32768  # in one shard of the cache, the unit of work and of resuming
 TILE_PATCHES = 8192  # a larger image is cut into windows
@@ -56,6 +58,7 @@ class Job(NamedTuple):
     batch: int
     device: str
     shard_slots: int
+    patch: int
     colour: float  # strength of the views' distortions
     seed: int  # of the views
 
@@ -103,7 +106,7 @@ def declare(
         manifest: what `describe` gives.
         index: path of the index, whose rows are ``rows``.
     """
-    table = _table(rows, params, manifest["patch"])
+    table = tile_table(rows, params, manifest["patch"], TILE_PATCHES)
     sizes = (table["grid_h"] * table["grid_w"]).tolist()
     layout = plan_layout(sizes, SHARD_PATCHES)
     table["start"] = layout.starts
@@ -140,6 +143,7 @@ def _job(params: Params, manifest: dict, work: Path, index: str, layout: Layout)
         batch=params.extract.batch,
         device=params.compute.device,
         shard_slots=layout.shard,
+        patch=manifest["patch"],
         colour=params.extract.views.colour,
         seed=params.extract.views.seed,
     )
@@ -239,7 +243,15 @@ def read_pixels(rows: list[ImageRow], job: Job, batch: Batch) -> torch.Tensor:
                 draws = view_generator(job.seed, rows[image].sha256, int(tile["view"]), True)
                 cut = distort(cut, job.colour, draws)
             pixels.append(cut)
-    return torch.from_numpy(np.stack(pixels))
+    return whole_patches(torch.from_numpy(np.stack(pixels)), batch.tiles[0], job.patch)
+
+
+def whole_patches(pixels: torch.Tensor, tile: np.ndarray, patch: int) -> torch.Tensor:
+    """Pixels ``(B, 3, h, w)`` resized (bilinear) to the whole patches of the tile's grid."""
+    size = int(tile["grid_h"]) * patch, int(tile["grid_w"]) * patch
+    if tuple(pixels.shape[2:]) == size:
+        return pixels
+    return F.interpolate(pixels, size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def _check_finite(values: np.ndarray, name: str, row: ImageRow) -> None:
@@ -279,54 +291,6 @@ def _verified(model: str, weights: str | None, sha256: str) -> Backbone:
     return backbone
 
 
-def _table(rows: list[ImageRow], params: Params, patch: int) -> np.ndarray:
-    """The table of tiles of all images (dtype `features.TILE_FIELDS`), ``start`` still 0."""
-    splits = list(dict.fromkeys(row.split for row in rows))
-    extract = params.extract
-    placed: list[tuple[int, int, int, Tile]] = []
-    for row in rows:
-        with way_out("change `extract.short_side`, `.window`, `.stride` or `.views`"):
-            tiles = plan_tiles(
-                row.height,
-                row.width,
-                patch=patch,
-                short_side=extract.short_side,
-                window=extract.window,
-                stride=extract.stride,
-                max_patches=TILE_PATCHES,
-            )
-            views = _views(row, extract, patch) if row.split == params.data.train else []
-        for number, planned in enumerate([tiles, *views], -1):
-            placed += [(row.id, splits.index(row.split), number, tile) for tile in planned]
-    table = np.zeros(len(placed), features.TILE_FIELDS)
-    for place, name in enumerate(("image", "split", "view")):
-        table[name] = [entry[place] for entry in placed]
-    for name in Tile._fields:
-        table[name] = [getattr(tile, name) for *_, tile in placed]
-    table["grid_h"] = table["height"] // patch
-    table["grid_w"] = table["width"] // patch
-    return table
-
-
-def _views(row: ImageRow, extract: ExtractParams, patch: int) -> list[list[Tile]]:
-    """The tiles of every view of a training image; none where nothing is drawn."""
-    views = extract.views
-    return [
-        plan_view(
-            row.height,
-            row.width,
-            patch=patch,
-            short_side=extract.short_side,
-            scale=(views.scale[0], views.scale[1]) if views.scale else None,
-            crop=views.crop,
-            flip=views.flip,
-            max_patches=TILE_PATCHES,
-            generator=view_generator(views.seed, row.sha256, number, False),
-        )
-        for number in range(views.count if views.drawn else 0)
-    ]
-
-
 def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
     """What the cache is made from; its fingerprint covers images, weights and parameters."""
     extract = params.extract
@@ -351,7 +315,9 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "bfloat16": bfloat16,
         "splits": list(dict.fromkeys(row.split for row in rows)),
         "params": {**extract.model_dump(), "max_patches": TILE_PATCHES},
-        **({"train": params.data.train} if extract.views.drawn else {}),
+        "train": params.data.train,
+        "protocols": {name: plan.model_dump() for name, plan in params.protocols_used.items()},
+        "segmented": params.segmented,
         "shard_patches": SHARD_PATCHES,
     }
     index = images_mark(rows)

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from cache import predictions
-from cache.images import read_image
 from cache.index import read_index
 from cache.names import PREDICTOR, read_names
 from cache.segments import Segments
 from cache.store.artefact import fingerprint, publish, work_folder
 from stages import Stage
+from stages.looking import read_seen
 from stages.naming import given_names, write_named
 from stages.params import Params, load
 from stages.progress import track
@@ -40,7 +40,7 @@ def name_maps(params: Params, index: str, segments: str, out: str) -> None:
             for row in track(rows, "naming"):
                 labels = names.values[maps.read(PREDICTOR, row.id)]
                 name = f"{row.split}/{row.stem}"
-                image = read_image(row.path, sha256=row.sha256)
+                image = read_seen(row, **maps.seen())
                 areas[name] = write_named(folder, name, image, labels, naming)
             predictions.write_areas(folder, classes, areas)
             n_maps = len(rows)

@@ -10,7 +10,6 @@ import click
 import numpy as np
 
 from cache import results as store
-from cache.images import read_image
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
 from cache.segments import Segments
@@ -19,6 +18,7 @@ from stages import Stage
 from stages.atlas import make_atlas
 from stages.colours import blend, class_colours, colour, eigenfunction_image, palette
 from stages.drawing import Picture, confusion_chart, curve_chart, encode, iou_chart
+from stages.looking import read_seen, seen_label
 from stages.pages import render, write_pages
 from stages.params import Params, load
 from stages.progress import track
@@ -61,10 +61,17 @@ def make_report(
     rows = [row for row in images if row.split == split]
     with Segments(segments) as maps:
         made_from = store.made_from(
-            maps.manifest, images, classes, truth, params.data.train, split, params.eval.labelled
+            maps.manifest,
+            images,
+            classes,
+            truth,
+            params.data.train,
+            split,
+            params.eval.model_dump(),
         )
         found = store.read_evaluation(folder, made_from)
         mapping, metrics = found.mapping, found.metrics
+        main = maps.main
         curve = store.read_curve(folder / "curve.csv", maps.manifest["curve"])
         colours = choose_colours(mapping, maps.clusters)
         gallery = [
@@ -73,21 +80,21 @@ def make_report(
         ]
         title = f"{params.dataset}: names for clusters"
         atlas = make_atlas(title, maps.stored(images), maps, suggestion(mapping))
-    charts = class_charts(found.counts, mapping, split)
+    charts = class_charts(found.counts[main], mapping, split)
     curves = curve_charts(curve)
     pictures = [*charts, *curves]
     pictures += [picture for one in gallery for picture in (*one.maps, *one.eigenfunctions)]
     shown = {
         **run_facts(params, maps.manifest),
-        **score_table(metrics, params.data.train, split),
+        **score_tables(metrics, params.data.train, split),
         **legend_and_notes(mapping, colours, split),
     }
     page = render("report.html", gallery=gallery, charts=charts, curves=curves, **shown)
     write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
     print_scores(metrics, params.data.train, split)
     click.echo(f"To name the clusters: {Path(out) / 'clusters.html'}")
-    if shown["origins"]:
-        click.echo(verdict(metrics))
+    if "oracle" in shown["origins"]:
+        click.echo(verdict(metrics[main]))
     click.echo(f"Report: {Path(out) / 'index.html'}")
 
 
@@ -117,8 +124,8 @@ def example(
     number: int, row: ImageRow, label: LabelRow | None, maps: Segments, colours: Colours
 ) -> Example:
     """The pictures of one image: photo, ground truth, each predictor, the first eigenfunctions."""
-    photo, image = read_image(row.path, sha256=row.sha256), maps.by_content[row.sha256]
-    height = max(1, round(WIDTH * row.height / row.width))
+    photo, image = read_seen(row, **maps.seen()), maps.by_content[row.sha256]
+    height = max(1, round(WIDTH * photo.shape[0] / photo.shape[1]))
 
     def picture(name: str, caption: str, pixels: np.ndarray, smooth: bool) -> Picture:
         png = encode(pixels, WIDTH, height, smooth)
@@ -126,7 +133,8 @@ def example(
 
     pictures = [picture("image", "image", photo, True)]
     if label is not None:
-        truth = colour(read_label(label.path, label.sha256, label.table), colours.classes)
+        whole = read_label(label.path, label.sha256, label.table)
+        truth = colour(seen_label(whole, **maps.seen()), colours.classes)
         pictures.append(picture("truth", "ground truth", blend(photo, truth, OPACITY), True))
     for name, shades in colours.clusters.items():
         clusters = colour(maps.read(name, image), shades)
@@ -149,27 +157,30 @@ def run_facts(params: Params, made_from: Mapping[str, Any]) -> dict[str, Any]:
     return {"title": f"eigenseg: {params.dataset}", "facts": facts}
 
 
-def score_table(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> dict[str, Any]:
-    """What the table of scores shows: the best of each matching and kind of mapping is marked."""
-    held = origins(metrics, train, evaluated)
+def score_tables(
+    metrics: dict[str, dict[str, dict[str, Any]]], train: str, evaluated: str
+) -> dict[str, Any]:
+    """What the tables of scores show, one for each protocol: the best of each column is marked."""
+    first = next(iter(metrics.values()))
+    held = origins(first, train, evaluated)
     matchings = [
-        key for key, value in next(iter(metrics.values())).items() if isinstance(value, Mapping)
+        key for key, value in next(iter(first.values())).items() if isinstance(value, Mapping)
     ]
     best = {
-        (matching, origin): {
-            score: max(entry[matching][origin][score] for entry in metrics.values())
+        (variant, matching, origin): {
+            score: max(entry[matching][origin][score] for entry in scored.values())
             for score in ("miou", "accuracy")
         }
+        for variant, scored in metrics.items()
         for matching in matchings
         for origin in held
     }
-    notes = score_notes(metrics, train, evaluated)
     return {
-        "metrics": metrics,
+        "tables": metrics,
         "matchings": matchings,
         "origins": held,
         "best": best,
-        "score_notes": notes,
+        "score_notes": score_notes(first, train, evaluated),
     }
 
 
@@ -220,8 +231,8 @@ def score_notes(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) 
     held = origins(metrics, train, evaluated)
     if not held:
         return [f"The split {evaluated} has no labels: there is nothing to score."]
-    notes = [
-        verdict(metrics),
+    notes = [verdict(metrics)] if "oracle" in held else []
+    notes += [
         "mIoU is the mean over the classes present in the ground truth, accuracy the share of "
         "valid pixels, both in percent; classes counts the classes that are predicted somewhere. "
         "More clusters raise both scores, so compare at equal K.",
@@ -236,7 +247,7 @@ def score_notes(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) 
 
 
 def class_charts(
-    counts: store.Counts, mapping: store.ClassMapping, evaluated: str
+    counts: Mapping[str, Mapping[str, np.ndarray]], mapping: store.ClassMapping, evaluated: str
 ) -> list[Picture]:
     """IoU of each class, and every predictor's confusion matrix, on the evaluated split."""
     merged = {

@@ -11,18 +11,31 @@ from rich.table import Table
 _TEXT = ("predictor", "matching")
 
 
-def print_scores(metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated: str) -> None:
+def print_scores(
+    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], train: str, evaluated: str
+) -> None:
     """Print metrics in the layout of metrics.json, and how each mapping came about.
 
     Args:
         train, evaluated: names of the splits.
     """
+    held: list[str] = []
+    for variant, scored in metrics.items():
+        held = print_table(variant, scored, evaluated)
+    explain(held, train, evaluated)
+
+
+def print_table(
+    variant: str, metrics: Mapping[str, Mapping[str, Any]], evaluated: str
+) -> list[str]:
+    """Print the scores of a protocol, perhaps with a CRF; what its mappings are fitted on."""
     first = next(iter(metrics.values()))
     matchings = [key for key, value in first.items() if isinstance(value, Mapping)]
     held = first[matchings[0]] if matchings else {}
     origins = list(held)
     table = Table(
-        title=f"Split {evaluated}" + ": mIoU/accuracy in % (classes covered)" * bool(held)
+        title=f"Split {evaluated}, protocol {variant}"
+        + ": mIoU/accuracy in % (classes covered)" * bool(held)
     )
     for heading in ("predictor", "used/K", *["matching"] * bool(held), *origins):
         table.add_column(heading, justify="left" if heading in _TEXT else "right")
@@ -34,8 +47,13 @@ def print_scores(metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated
         if not held:
             table.add_row(*head)
         table.add_section()
+    Console().print(table)
+    return origins
+
+
+def explain(held: list[str], train: str, evaluated: str) -> None:
+    """Print how each mapping came about."""
     console = Console()
-    console.print(table)
     if not held:
         console.print(f"The split {evaluated} has no labels: there is nothing to score.")
     if "oracle" in held:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import click
@@ -12,23 +12,25 @@ import torch
 
 from cache import heads
 from cache.features import Features
-from cache.images import read_image
+from cache.images import read_image, resize
 from cache.index import ImageRow, images_mark, read_index
-from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
+from cache.segments import CRF, FORMAT, PREDICTORS, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device
-from pipeline.maps.crf import CRFS, check_crf, label_map
+from pipeline.maps.crf import CRFS, Refiner, check_crf, label_map
 from pipeline.maps.predictors import (
     Inputs,
     Predictors,
+    ScoreMaps,
     Window,
     restore,
     runner_up,
     score_maps,
     window,
 )
+from pipeline.maps.sliding import Placed, average, sliding_argmax
 from stages import NO_GPU, Stage, way_out
 from stages.jobs import run_parts
 from stages.params import Params, load
@@ -65,7 +67,7 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
     cache = Features.open(features).beside(context)
     _, centres, head_manifest = heads.load_head(head)
     check_head(head, head_manifest, cache)
-    rows = images_of(read_index(index), index, cache, params.splits)
+    rows = images_of(read_index(index), index, cache)
     check_merging(params.segment.merge_to, head_manifest["head"]["clusters"])
     clusters = tuple(
         params.segment.merge_to or len(centres[name]["centroids"]) for name in PREDICTORS
@@ -91,30 +93,99 @@ def fill_part(job: Job, name: str, images: Sequence[ImageRow]) -> None:
 
 
 def maps_of(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
-    """The label maps of some images, one after the other."""
+    """The label maps of some images in every protocol, one image after the other."""
+    protocols = _opened(job)[0].manifest["protocols"]
+    for image in images:
+        looks = {name: look(job, image, number) for number, name in enumerate(protocols)}
+        labels = {name: label_maps(seen, None) for name, seen in looks.items()}
+        if (refiner := CRFS[job.crf]) is not None:
+            pixels = read_image(image.path, sha256=image.sha256)
+            for name, seen in looks.items():
+                labels[f"{name}{CRF}"] = label_maps(seen, refiner, seen.cut(pixels))
+        at_grid = next(iter(looks.values())).at_grid()
+        functions = at_grid.eigenfunctions.cpu().numpy()
+        yield ImageMaps(image.id, labels, functions, *runner_up(at_grid.ours))
+
+
+class Look(NamedTuple):
+    """What a protocol sees of an image.
+
+    Attributes:
+        maps: scores at the patch grid, of each window.
+        boxes: top, left, height, width of each window in the resized image, px.
+        resized, size: heights and widths of the resized image and of the label map, px.
+        patch: px.
+        sliding: the windows are averaged in pixels; else there is one.
+    """
+
+    maps: list[ScoreMaps]
+    boxes: list[tuple[int, int, int, int]]
+    resized: tuple[int, int]
+    size: tuple[int, int]
+    patch: int
+    sliding: bool
+
+    def placed(self, name: str) -> list[Placed]:
+        """The scores of a predictor, or the eigenfunctions, in their places."""
+        return [
+            Placed(getattr(maps, name), *box)
+            for maps, box in zip(self.maps, self.boxes, strict=True)
+        ]
+
+    def at_grid(self) -> ScoreMaps:
+        """Scores at a patch grid of all that is seen."""
+        if not self.sliding:
+            return self.maps[0]
+        height, width = (max(1, round(side / self.patch)) for side in self.resized)
+        return ScoreMaps(
+            *(average(self.placed(n), self.resized, (height, width)) for n in ScoreMaps._fields)
+        )
+
+    def cut(self, photo: np.ndarray) -> np.ndarray:
+        """The pixels of the label map: uint8 ``(*size, 3)`` of a photo ``(H, W, 3)``."""
+        if self.size == photo.shape[:2]:
+            return photo
+        top, left, height, width = self.boxes[0]
+        return resize(photo, *self.resized)[top : top + height, left : left + width]
+
+
+def label_maps(
+    seen: Look, refiner: Refiner | None, pixels: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Cluster ids of each predictor: uint16 ``(height, width)``; pixels are for the refiner."""
+    found = {}
+    for name in PREDICTORS:
+        if seen.sliding and refiner is None:
+            found[name] = sliding_argmax(seen.placed(name), seen.resized, *seen.size)
+            continue
+        scores = average(seen.placed(name), seen.resized) if seen.sliding else None
+        scores = getattr(seen.maps[0], name) if scores is None else scores
+        found[name] = label_map(scores, *seen.size, pixels, refiner, logits=name == "ours")
+    return found
+
+
+def look(job: Job, image: ImageRow, number: int) -> Look:
+    """Score what the protocol of that number sees of an image."""
     cache, inputs, predictors = _opened(job)
     patch, device = cache.manifest["patch"], choose_device(job.device)
-    for image in images:
-        own = cache.tiles["image"] == image.id
-        tiles = np.flatnonzero(own & (cache.tiles["view"] == -1))
-        row = cache.tiles[tiles[0]]
-        scores = score_maps(
-            predictors,
-            [window_of(cache, tile, inputs, device) for tile in tiles.tolist()],
-            int(row["resized_h"]) // patch,
-            int(row["resized_w"]) // patch,
-            temperature=job.temperature,
-            eigenfunctions=EIGENFUNCTIONS,
-        )
-        refiner = CRFS[job.crf]
-        pixels = read_image(image.path, sha256=image.sha256) if refiner else None
-        at = image.height, image.width, pixels, refiner
-        labels = {
-            name: label_map(getattr(scores, name), *at, logits=name == "ours")
-            for name in PREDICTORS
-        }
-        functions = scores.eigenfunctions.cpu().numpy()
-        yield ImageMaps(image.id, labels, functions, *runner_up(scores.ours))
+    plan = list(cache.manifest["protocols"].values())[number]
+    own = (cache.tiles["image"] == image.id) & (cache.tiles["view"] == -1 - number)
+    tiles = np.flatnonzero(own).tolist()
+    rows = [cache.tiles[tile] for tile in tiles]
+    windows = [window_of(cache, tile, inputs, device) for tile in tiles]
+    resized = int(rows[0]["resized_h"]), int(rows[0]["resized_w"])
+    boxes = [row[["top", "left", "height", "width"]].item() for row in rows]
+    score = partial(
+        score_maps, predictors, temperature=job.temperature, eigenfunctions=EIGENFUNCTIONS
+    )
+    if plan["crop"] or plan["window"]:
+        alone = [window._replace(top=0, left=0) for window in windows]
+        maps = [score([window], window.grid_h, window.grid_w) for window in alone]
+    else:
+        maps = [score(windows, resized[0] // patch, resized[1] // patch)]
+        boxes = [(0, 0, *resized)]
+    size = boxes[0][2:] if plan["crop"] else (image.height, image.width)
+    return Look(maps, boxes, resized, size, patch, bool(plan["window"]))
 
 
 def window_of(cache: Features, tile: int, inputs: Inputs, device: torch.device) -> Window:
@@ -158,10 +229,8 @@ def check_head(path: str, manifest: dict, cache: Features) -> None:
         )
 
 
-def images_of(
-    rows: Sequence[ImageRow], index: str, cache: Features, splits: Sequence[str]
-) -> list[ImageRow]:
-    """The images of the splits, in the order of their ids.
+def images_of(rows: Sequence[ImageRow], index: str, cache: Features) -> list[ImageRow]:
+    """The images that get label maps, in the order of their ids.
 
     Raises:
         InputError: the index and the feature cache are not of the same images.
@@ -171,9 +240,7 @@ def images_of(
             f"{index} and {cache.path} must hold the same images in the same order, found others "
             f"among {len(rows)}: run `dvc repro` (or `eigenseg extract`)."
         )
-    for split in splits:
-        cache.tiles_of(split)
-    return [row for row in rows if row.split in splits]
+    return [row for row in rows if row.split in cache.manifest["segmented"]]
 
 
 def describe(
@@ -192,11 +259,19 @@ def describe(
         "curve": head["curve"],
         **params.segment.model_dump(exclude={"names"}),
         "clusters": dict(zip(PREDICTORS, clusters, strict=True)),
+        "protocols": cache.manifest["protocols"],
+        "variants": variants(cache.manifest["protocols"], params.segment.crf),
         "images": {row.id: row.sha256 for row in rows},
     }
     sizes = [(row.height, row.width) for row in rows]
     mark = fingerprint("segments", FORMAT, made_from, head["sha256"], sizes)
     return {"format": FORMAT, **made_from, "fingerprint": mark}
+
+
+def variants(protocols: Iterable[str], crf: str) -> list[str]:
+    """The kinds of label maps: each protocol, and each with the CRF if there is one."""
+    endings = ["", CRF] if CRFS[crf] is not None else [""]
+    return [f"{name}{ending}" for name in protocols for ending in endings]
 
 
 @click.command(cls=Stage)

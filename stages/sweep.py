@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,8 +73,8 @@ def read_experiments(path: str) -> list[dict[str, str]]:
     way_out = "run `dvc queue start`, wait for it, then `dvc exp show --csv` again."
     rows = read_rows(path, way_out)
     experiments = [row for row in rows if row.get("typ") in EXPERIMENTS]
-    columns = [score(name, matching) for name in PREDICTORS for matching in MATCHINGS]
-    scored = [row for row in experiments if all(row.get(column) for column in columns)]
+    wanted = list(product(PREDICTORS, MATCHINGS))
+    scored = [row for row in experiments if all(row.get(score(row, *pair)) for pair in wanted)]
     if not scored:
         raise InputError(
             f"{path} must hold finished experiments with the scores of metrics.json, found none "
@@ -82,9 +83,10 @@ def read_experiments(path: str) -> list[dict[str, str]]:
     return scored
 
 
-def score(predictor: str, matching: str) -> str:
-    """The column of a predictor's mIoU with an oracle mapping."""
-    return f"{predictor}.{matching}.oracle.miou"
+def score(row: Mapping[str, str], predictor: str, matching: str) -> str:
+    """The column of a predictor's mIoU with an oracle mapping, in the first protocol of a row."""
+    ending = f".{predictor}.{matching}.oracle.miou"
+    return next((name for name in row if name.endswith(ending) and row[name]), "")
 
 
 def varied(rows: Sequence[dict[str, str]], path: str) -> list[str]:
@@ -116,7 +118,9 @@ def points(rows: Sequence[dict[str, str]], key: str) -> list[Point]:
 def mious(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, list[float]]]:
     """mIoU of every experiment, by matching and predictor."""
     return {
-        matching: {name: [float(row[score(name, matching)]) for row in rows] for name in PREDICTORS}
+        matching: {
+            name: [float(row[score(row, name, matching)]) for row in rows] for name in PREDICTORS
+        }
         for matching in MATCHINGS
     }
 

@@ -83,6 +83,39 @@ def plan_tiles(
     ]
 
 
+def fitted_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Size of an image whose short side became ``short_side``, the aspect kept; in pixels."""
+    factor = short_side / min(height, width)
+    return round(height * factor), round(width * factor)
+
+
+def centre_box(height: int, width: int, crop: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the square of ``crop`` pixels in the centre, if it fits."""
+    tall, wide = min(crop, height), min(crop, width)
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+
+def plan_crop(height: int, width: int, short_side: int, crop: int) -> list[Tile]:
+    """The square in the centre of the resized image; its side need not be whole patches."""
+    resized = fitted_shape(height, width, short_side)
+    return [Tile(*resized, *centre_box(*resized, crop))]
+
+
+def plan_windows(height: int, width: int, short_side: int, window: int, stride: int) -> list[Tile]:
+    """Sliding windows of the resized image, placed as mmsegmentation places them.
+
+    ceil((side - window) / stride) + 1 windows along a side, the last one moved back to end with it;
+    where the side is shorter than a window, one window of that side. In pixels, which need not be
+    whole patches.
+    """
+    full_h, full_w = fitted_shape(height, width, short_side)
+    return [
+        Tile(full_h, full_w, top, left, min(window, full_h), min(window, full_w))
+        for top in _starts(full_h, window, stride)
+        for left in _starts(full_w, window, stride)
+    ]
+
+
 def _starts(length: int, window: int, stride: int) -> list[int]:
     """Where windows begin along one side; the last one ends flush with it."""
     last = max(0, length - window)

@@ -152,7 +152,7 @@ def labelled(contest: Contest, split: str) -> Iterator[Labelled]:
         row = rows[entry["image"]]
         if row.id in truth:
             grid = int(entry["grid_h"]), int(entry["grid_w"])
-            yield Labelled(tile, grid, read_label(truth[row.id].path), row.path)
+            yield Labelled(tile, grid, read_label(*truth[row.id][1:]), row.path)
 
 
 def tokens(contest: Contest, level: str, tile: int) -> np.ndarray:

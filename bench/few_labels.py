@@ -127,7 +127,7 @@ def read_data(params: Params, most: int) -> Data:
             row = truth.get(rows[entry["image"]].id)
             if row is not None:
                 grid = int(entry["grid_h"]), int(entry["grid_w"])
-                label = shrink(read_label(row.path), *(POINTS * side for side in grid))
+                label = shrink(read_label(*row[1:]), *(POINTS * side for side in grid))
                 yield Image(cache.tokens(LEVEL, tile), grid, label)
 
     data = params.data

@@ -26,10 +26,9 @@ from pipeline.features.vit import Backbone, block_numbers, downsample
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
 from pipeline.graph.knn import nearest, neighbour_count
-from pipeline.head.objective import default_beta
 from pipeline.head.training import Batch, optimiser, tensor_cores, train_step
 from stages.batches import READERS, load_batches
-from stages.train import build_head
+from stages.train import build_head, objective_of
 
 CONTEXT = "context"
 TAU = 0.7
@@ -103,10 +102,10 @@ def trainer(setting: Setting) -> Callable[[Batch], dict[str, float]]:
     head = build_head(params, setting.cache).to(setting.device).train()
     adam = optimiser(head, params.train.lr)
     noise = torch.Generator(setting.device).manual_seed(0)
-    beta = default_beta(params.clusters)
+    objective = objective_of(params, head)
 
     def step(batch: Batch) -> dict[str, float]:
-        return train_step(head, adam, batch, tau=TAU, beta=beta, generator=noise)
+        return train_step(head, adam, batch, objective, tau=TAU, generator=noise)
 
     return step
 

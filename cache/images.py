@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from cache.index import ImageRow
+from cache.layouts import LAYOUTS, Layout
 from cache.store.artefact import file_hash
 from cache.store.errors import InputError
 
@@ -82,11 +85,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def find_images(root: str | Path, splits: tuple[str, ...]) -> list[SplitFile]:
+def find_images(
+    root: str | Path,
+    splits: tuple[str, ...],
+    layout: Layout = LAYOUTS["folder"],
+    subset: Mapping[str, int] = MappingProxyType({}),
+) -> list[SplitFile]:
     """All image files of the splits below ``root``, sorted by split and path.
 
-    ``root`` holds ``images/<split>/*``; a folder of loose photos (no ``images`` in it) is one split
-    named ``all``.
+    A folder of loose photos (layout `folder`, no ``images`` in it) is one split named ``all``.
+
+    Args:
+        subset: how many images to take of a split, by name: those whose stems' SHA-256 come first,
+            so that images that are added later change few of them.
 
     Raises:
         InputError: the folder is missing, a split is missing or empty, or two files of one split
@@ -98,22 +109,24 @@ def find_images(root: str | Path, splits: tuple[str, ...]) -> list[SplitFile]:
             f"the data folder {root} does not exist. Put or link your images there, or set "
             "`datasets.<name>.root` in params.yaml."
         )
-    folders = _split_folders(root, splits)
-    files = [
-        SplitFile(split, path)
-        for split, folder in folders.items()
-        for path in _files(folder)
-        if not path.is_relative_to(root / "labels")
-    ]
-    faults = list(_split_faults(folders, files))
+    folders = _split_folders(root, splits, layout)
+    files = []
+    for split, folder in folders.items():
+        paths = _split_files(root, split, folder, layout)
+        paths = [path for path in paths if not path.is_relative_to(root / "labels")]
+        if split in subset:
+            paths = _first(paths, folder, layout, subset[split])
+        files += [SplitFile(split, path) for path in paths]
+    faults = list(_split_faults(folders, files, layout))
     if faults:
         raise InputError("\n".join(faults))
     return files
 
 
-def _split_folders(root: Path, splits: tuple[str, ...]) -> dict[str, Path]:
+def _split_folders(root: Path, splits: tuple[str, ...], layout: Layout) -> dict[str, Path]:
+    """The folder of images of every split that is asked for."""
     wanted = list(dict.fromkeys(splits))
-    if not (root / "images").is_dir():
+    if layout == LAYOUTS["folder"] and not (root / "images").is_dir():
         if wanted != ["all"]:
             raise InputError(
                 f"{root} has no folder `images`, so it is one split named `all`, but params.yaml "
@@ -121,14 +134,48 @@ def _split_folders(root: Path, splits: tuple[str, ...]) -> dict[str, Path]:
                 f"or lay the files out as {root}/images/<split>/."
             )
         return {"all": root}
-    here = sorted(path.name for path in (root / "images").iterdir() if path.is_dir())
-    missing = [split for split in wanted if split not in here]
+    folders = {split: root / layout.images.format(split=split) for split in wanted}
+    missing = [split for split, folder in folders.items() if not folder.is_dir()]
     if missing:
+        above = folders[missing[0]].parent
+        here = (
+            sorted(path.name for path in above.iterdir() if path.is_dir()) if above.is_dir() else []
+        )
         raise InputError(
-            f"{root}/images has no split {', '.join(missing)}; it has {', '.join(here) or 'none'}. "
+            f"{above} has no split {', '.join(missing)}; it has {', '.join(here) or 'none'}. "
             "Set `datasets.<name>.train` and `.eval` to splits that exist."
         )
-    return {split: root / "images" / split for split in here}
+    return folders
+
+
+def _split_files(root: Path, split: str, folder: Path, layout: Layout) -> list[Path]:
+    """The image files of a split, by its list where the layout has one."""
+    if not layout.listing:
+        return [path for path in _files(folder) if path.name.endswith(layout.ending)]
+    listing = root / layout.listing.format(split=split)
+    try:
+        stems = listing.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{listing} must list the images of split {split} ({error}): restore it, or set "
+            "`datasets.<name>.train` and `.eval` to splits that exist."
+        ) from error
+    paths = [folder / f"{name}{layout.ending}" for name in stems]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise InputError(
+            f"{listing} lists {len(missing)} images that are missing: {', '.join(missing[:10])}. "
+            "Restore them, or take them from the list."
+        )
+    return sorted(paths)
+
+
+def _first(paths: Sequence[Path], folder: Path, layout: Layout, count: int) -> list[Path]:
+    """So many of the files, those whose stems' hashes come first; in their order."""
+
+    def digest(path: Path) -> bytes:
+        return hashlib.sha256(stem(folder, path, layout.ending).encode()).digest()
+
+    return sorted(sorted(paths, key=digest)[:count])
 
 
 def find_photos(inputs: Sequence[str | Path], others: Sequence[Path] = ()) -> list[Photo]:
@@ -202,19 +249,23 @@ def _unprintable(name: str) -> bool:
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 
-def stem(folder: Path, path: Path) -> str:
-    """The name of an image inside its split: its path without suffix, folders kept."""
-    return path.relative_to(folder).with_suffix("").as_posix()
+def stem(folder: Path, path: Path, ending: str = "") -> str:
+    """The name of an image inside its split: its path without suffix or ending, folders kept."""
+    inside = path.relative_to(folder)
+    return inside.as_posix().removesuffix(ending) if ending else inside.with_suffix("").as_posix()
 
 
-def _split_faults(folders: dict[str, Path], files: list[SplitFile]) -> Iterator[str]:
+def _split_faults(
+    folders: dict[str, Path], files: list[SplitFile], layout: Layout
+) -> Iterator[str]:
     for split, folder in folders.items():
         by_stem: dict[str, list[Path]] = {}
         for item in files:
             if item.split == split:
-                by_stem.setdefault(stem(folder, item.path), []).append(item.path)
+                by_stem.setdefault(stem(folder, item.path, layout.ending), []).append(item.path)
         if not by_stem:
-            yield f"the split {split} is empty: {folder} holds no image ({', '.join(SUFFIXES)})."
+            kinds = f"*{layout.ending}" if layout.ending else ", ".join(SUFFIXES)
+            yield f"the split {split} is empty: {folder} holds no image ({kinds})."
         for name, paths in by_stem.items():
             if len(paths) > 1:
                 names = ", ".join(str(path) for path in paths)
@@ -225,17 +276,20 @@ def check_images(
     root: str | Path,
     splits: tuple[str, ...],
     track: Callable[[Sequence[SplitFile]], Iterable[SplitFile]] = iter,
+    layout: Layout = LAYOUTS["folder"],
+    subset: Mapping[str, int] = MappingProxyType({}),
 ) -> list[ImageRow]:
     """Decode and hash every image and return the index; all faults are reported at once.
 
     Args:
         track: shows how far it is, while it yields what it is given.
+        layout, subset: see `find_images`.
 
     Raises:
         InputError: see `find_images`; or files that cannot be decoded, each named.
     """
-    files = find_images(root, splits)
-    folders = _split_folders(Path(root), splits)
+    files = find_images(root, splits, layout, subset)
+    folders = _split_folders(Path(root), splits, layout)
     rows: list[ImageRow] = []
     faults = []
     for item in track(files):
@@ -244,7 +298,7 @@ def check_images(
         except InputError as error:
             faults.append(str(error))
             continue
-        name = stem(folders[item.split], item.path)
+        name = stem(folders[item.split], item.path, layout.ending)
         row = ImageRow(
             len(rows), item.split, name, str(item.path), height, width, file_hash(item.path)
         )

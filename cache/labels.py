@@ -1,6 +1,7 @@
 """Ground truth: the only module that opens label files. Prepare checks them, eval and report read.
 
-A label is an index PNG: 8-bit greyscale or palette, one class index per pixel, 255 = ignore.
+A label is an index PNG: 8-bit greyscale or palette, one value per pixel. The value is the class's
+index, 255 = ignore, or what a table of the layout says (`cache.layouts`).
 """
 
 from __future__ import annotations
@@ -15,29 +16,34 @@ import numpy as np
 from PIL import Image
 
 from cache.index import ImageRow
+from cache.layouts import IGNORE, LAYOUTS, Layout, ValueTable, has_classes, value_table
 from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
 from cache.store.tables import read_table, write_table
 
-IGNORE = 255
-_HEADER = ("kind", "id", "value", "sha256")
+_HEADER = ("kind", "id", "value", "sha256", "table")
 _SHOWN = 20  # names or values in one error
 
 
 class LabelRow(NamedTuple):
-    """One label: the id of its image, its file and that file's hash."""
+    """One label: the id of its image, its file, that file's hash, and the table of its values.
+
+    The table is ``<name>:<classes>``, or "" where values are the indices of classes.
+    """
 
     image: int
     path: str
     sha256: str
+    table: str = ""
 
 
-def read_label(path: str | Path, sha256: str | None = None) -> np.ndarray:
-    """Decode one label file; palette indices and grey values are taken as they are.
+def read_label(path: str | Path, sha256: str | None = None, table: str = "") -> np.ndarray:
+    """Decode one label file; palette indices and grey values are looked up in the table, if any.
 
     Args:
         path: an index PNG.
         sha256: the hash that the file had when it was checked; None = any.
+        table: see `LabelRow`.
 
     Returns:
         uint8 ``(height, width)``, 255 = ignore.
@@ -45,11 +51,17 @@ def read_label(path: str | Path, sha256: str | None = None) -> np.ndarray:
     Raises:
         InputError: the file is missing, truncated, no index PNG, or has changed since.
     """
-    return _decode(path, _read_bytes(path), sha256)
+    label = _decode(path, _read_bytes(path), sha256)
+    return _values(table).classes[label] if table else label
 
 
-def check_label(path: str | Path, height: int, width: int, n_classes: int) -> str:
-    """Check one label file against its image and the classes.
+def _values(table: str) -> ValueTable:
+    name, classes = table.split(":")
+    return value_table(name, int(classes))
+
+
+def check_label(path: str | Path, height: int, width: int, n_classes: int, table: str = "") -> str:
+    """Check one label file against its image and the classes, or the table of its values.
 
     Returns:
         The SHA-256 of the file's bytes, in hex.
@@ -67,8 +79,13 @@ def check_label(path: str | Path, height: int, width: int, n_classes: int) -> st
             "size, nearest neighbour."
         )
     values = np.unique(label)
-    wrong = values[(values >= n_classes) & (values != IGNORE)].tolist()
-    if wrong:
+    if table:
+        if wrong := values[~_values(table).known[values]].tolist():
+            raise InputError(
+                f"{path}: label values must be those of {table.replace(':', ' with ')} classes, "
+                f"found {_some(wrong)}. Restore the file, or correct `datasets.<name>.format`."
+            )
+    elif wrong := values[(values >= n_classes) & (values != IGNORE)].tolist():
         raise InputError(
             f"{path}: label values must lie in 0..{n_classes - 1} ({n_classes} classes in "
             f"classes.txt) or be {IGNORE} (ignore), found {_some(wrong)}. Map these values to "
@@ -141,15 +158,24 @@ def read_classes(root: str | Path) -> list[str]:
     return names
 
 
+def classes_of(root: str | Path, layout: Layout, number: int | None) -> list[str]:
+    """The class names of a layout read with so many classes, or those in classes.txt."""
+    if not layout.classes:
+        return read_classes(root)
+    table = next(name for name in layout.endings.values() if has_classes(name, number or 0))
+    return value_table(table, number or 0).names
+
+
 def find_labels(
     root: str | Path,
     rows: Sequence[ImageRow],
     classes: Sequence[str],
     track: Callable[[Sequence[ImageRow]], Iterable[ImageRow]] = iter,
+    layout: Layout = LAYOUTS["folder"],
 ) -> list[LabelRow]:
-    """Find and check the labels ``<root>/labels/<split>/<stem>.png`` of the images.
+    """Find and check the labels of the images, such as ``<root>/labels/<split>/<stem>.png``.
 
-    A split without such a folder is unlabelled, which is fine.
+    A split without a folder of labels is unlabelled, which is fine.
 
     Args:
         track: shows how far it is, while it yields what it is given.
@@ -161,25 +187,30 @@ def find_labels(
         InputError: labels without classes.txt; or images of a labelled split without a label, and
             labels that `check_label` rejects: all faults in one error.
     """
-    folders = {split: Path(root) / "labels" / split for split in {row.split for row in rows}}
+    folders = {
+        split: Path(root) / layout.labels.format(split=split) for split in {r.split for r in rows}
+    }
     labelled = [row for row in rows if folders[row.split].is_dir()]
     if labelled and not classes:
         raise InputError(
             f"{root} has labels but no classes.txt: write one class name a line (line number = "
             "label value), or remove the labels."
         )
-    paths = {row.id: folders[row.split] / f"{row.stem}.png" for row in labelled}
-    missing = [row for row in labelled if not paths[row.id].is_file()]
-    faults = list(_missing_faults(missing, folders))
-    absent = {row.id for row in missing}
-    present = [row for row in labelled if row.id not in absent]
+    places = {
+        row.id: place
+        for row in labelled
+        if (place := _label_path(folders[row.split], row.stem, layout, classes))
+    }
+    faults = list(
+        _missing_faults([row for row in labelled if row.id not in places], folders, layout)
+    )
     labels = []
+    present = [row for row in labelled if row.id in places]
     for row in track(present) if present else ():
-        path = paths[row.id]
+        path, table = places[row.id]
         try:
-            labels.append(
-                LabelRow(row.id, str(path), check_label(path, row.height, row.width, len(classes)))
-            )
+            digest = check_label(path, row.height, row.width, len(classes), table)
+            labels.append(LabelRow(row.id, path, digest, table))
         except InputError as error:
             faults.append(str(error))
     if faults:
@@ -187,11 +218,25 @@ def find_labels(
     return labels
 
 
-def _missing_faults(missing: Sequence[ImageRow], folders: dict[str, Path]) -> Iterator[str]:
+def _label_path(
+    folder: Path, stem: str, layout: Layout, classes: Sequence[str]
+) -> tuple[str, str] | None:
+    """The label of an image and the table of its values; None where there is none."""
+    for ending, table in layout.endings.items():
+        path = folder / f"{stem}{ending}"
+        if path.is_file() and (not table or has_classes(table, len(classes))):
+            return str(path), f"{table}:{len(classes)}" if table else ""
+    return None
+
+
+def _missing_faults(
+    missing: Sequence[ImageRow], folders: dict[str, Path], layout: Layout
+) -> Iterator[str]:
+    ending = next(iter(layout.endings), "")
     for split in dict.fromkeys(row.split for row in missing):
         stems = [row.stem for row in missing if row.split == split]
         yield (
-            f"every image of a labelled split must have a label {folders[split]}/<stem>.png, "
+            f"every image of a labelled split must have a label {folders[split]}/<stem>{ending}, "
             f"{len(stems)} lack theirs: {_some(stems)}. Add them, or remove the images or the "
             "folder of labels."
         )
@@ -210,7 +255,7 @@ def write_labels(
     Args:
         images: the index whose ids the labels name.
     """
-    named = [("class", index, name, "") for index, name in enumerate(classes) if rows]
+    named = [("class", index, name, "", "") for index, name in enumerate(classes) if rows]
     table = [*named, *(("image", *row) for row in rows)]
     write_table(path, _HEADER, table, fingerprint(images))
 
@@ -230,6 +275,6 @@ def read_labels(
     table, made_from = read_table(path, _HEADER, way_out)
     if made_from != fingerprint(images):
         raise InputError(f"{path} must be of the images in the index, found others: {way_out}")
-    classes = [value for kind, _, value, _ in table if kind == "class"]
-    rows = [LabelRow(int(i), value, sha) for kind, i, value, sha in table if kind == "image"]
+    classes = [value for kind, _, value, _, _ in table if kind == "class"]
+    rows = [LabelRow(int(i), *rest) for kind, i, *rest in table if kind == "image"]
     return classes, {row.image: row for row in rows}

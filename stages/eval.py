@@ -144,7 +144,7 @@ def tally_images(
 
 
 def _label(row: LabelRow | None) -> np.ndarray | None:
-    return None if row is None else read_label(row.path, row.sha256)
+    return None if row is None else read_label(row.path, row.sha256, row.table)
 
 
 def assess(tally: Tally, classes: Sequence[str], params: Params, head: str) -> results.Evaluation:

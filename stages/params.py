@@ -50,6 +50,11 @@ class DatasetParams(_Section):
     root: PathText
     train: str
     eval: str
+    format: Literal["folder", "images", "cityscapes", "ade20k", "coco_stuff", "pascal_context"] = (
+        "folder"
+    )
+    classes: Count | None = None
+    subset: Count | None = None
 
 
 class BackboneParams(_Section):
@@ -154,7 +159,7 @@ class GraphParams(_Section):
 class HeadParams(_Section):
     levels: Annotated[list[Level], Field(min_length=1)]
     width: Count | None
-    depth: Count
+    depth: Annotated[int, Field(ge=0, le=1000)]
     head_dim: Count
     mlp_hidden: Count
     level_norm: bool
@@ -165,6 +170,8 @@ class HeadParams(_Section):
 
 
 class TrainParams(_Section):
+    objective: Literal["neuralef", "pmi"]
+    power: Annotated[float, Field(gt=0, le=1)]
     start: Literal["kmeans", "random"]
     start_scale: Positive
     epochs: Count

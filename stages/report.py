@@ -126,7 +126,7 @@ def example(
 
     pictures = [picture("image", "image", photo, True)]
     if label is not None:
-        truth = colour(read_label(label.path, label.sha256), colours.classes)
+        truth = colour(read_label(label.path, label.sha256, label.table), colours.classes)
         pictures.append(picture("truth", "ground truth", blend(photo, truth, OPACITY), True))
     for name, shades in colours.clusters.items():
         clusters = colour(maps.read(name, image), shades)

@@ -21,7 +21,7 @@ from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
 from pipeline.head import kmeans
 from pipeline.head.head import Head, initialise, start_at
-from pipeline.head.objective import default_beta
+from pipeline.head.objective import NeuralEF, Objective, PointwiseInformation, default_beta
 from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
 from stages import NO_GPU, Stage, way_out
 from stages.batches import load_batches
@@ -78,9 +78,11 @@ def fit_head(
     head = build_head(params, cache).to(device).train()
     adam = optimiser(head, params.train.lr)
     checkpoint = work / "checkpoint.safetensors"
-    finished, rows = resume(checkpoint, head, adam)
-    if not finished and params.train.start == "kmeans":
+    stored = heads.load_checkpoint(checkpoint)
+    if stored is None and params.train.start == "kmeans":
         start_at(head, start_centres(params, cache), params.train.start_scale)
+    objective = objective_of(params, head)
+    finished, rows = resume(stored, head, adam, objective)
     groups, epochs = graphs.manifest["groups"], params.train.epochs
     schedule = schedule_of(params, groups)
     waited, began = [0.0], time.perf_counter()
@@ -92,10 +94,11 @@ def fit_head(
         for epoch in range(finished, epochs):
             noise = torch.Generator(device).manual_seed(noise_seed(params.seed, epoch))
             chunk = islice(batches, groups)
-            for row in train_epoch(head, adam, chunk, schedule, epoch * groups, noise):
+            for row in train_epoch(head, adam, chunk, objective, schedule, epoch * groups, noise):
                 rows.append({"step": len(rows), **row})
                 progress.update(task, advance=1, description=f"training, loss {row['loss']:.4f}")
-            state = {**heads.flatten_module(head), **heads.flatten_optimiser(adam)}
+            state = heads.flatten_module(torch.nn.ModuleList([head, objective]))
+            state |= heads.flatten_optimiser(adam)
             heads.save_checkpoint(checkpoint, state, {"epoch": epoch + 1, "rows": rows})
     return head.eval(), rows, waited[0] / (time.perf_counter() - began)
 
@@ -109,17 +112,23 @@ def build_head(params: Params, cache: Features) -> Head:
     return head
 
 
+def objective_of(params: Params, head: Head) -> Objective:
+    """What training minimises, for a head at its start."""
+    train = params.train
+    if train.objective == "pmi":
+        return PointwiseInformation(head, params.clusters, train.power)
+    return NeuralEF(default_beta(params.clusters) if train.beta is None else train.beta)
+
+
 def schedule_of(params: Params, groups: int) -> Schedule:
     """The schedule of the whole training, a step for each group of a round in each epoch."""
     train = params.train
-    beta = default_beta(params.clusters) if train.beta is None else train.beta
-    return Schedule(
-        train.epochs * groups, train.lr, train.lr_end, train.tau_start, train.tau_end, beta
-    )
+    steps = train.epochs * groups
+    return Schedule(steps, train.lr, train.lr_end, train.tau_start, train.tau_end)
 
 
 def noise_seed(seed: int, epoch: int) -> int:
-    """Seed of an epoch's Gumbel noise."""
+    """Seed of what an epoch draws."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
@@ -215,13 +224,17 @@ def describe(params: Params, cache: Features, graphs: Graphs) -> dict:
     return {**choices, "backbone": cache.manifest, "fingerprint": mark}
 
 
-def resume(checkpoint: Path, head: Head, adam: torch.optim.Optimizer) -> tuple[int, list[dict]]:
+def resume(
+    stored: tuple[dict[str, torch.Tensor], dict] | None,
+    head: Head,
+    adam: torch.optim.Optimizer,
+    objective: Objective,
+) -> tuple[int, list[dict]]:
     """Restore a checkpoint if there is one; the next epoch and the curve so far."""
-    stored = heads.load_checkpoint(checkpoint)
     if stored is None:
         return 0, []
     state, facts = stored
-    heads.restore_module(head, state)
+    heads.restore_module(torch.nn.ModuleList([head, objective]), state)
     heads.restore_optimiser(adam, state)
     click.echo(f"resumed: {facts['epoch']} epochs were finished")
     return facts["epoch"], facts["rows"]

@@ -159,7 +159,7 @@ def test_dependencies_in_dvc_cover_the_import_closure(stage: str) -> None:
     uncovered = {path for path in needed if not any(covers(dep, path) for dep in code)}
     assert not uncovered
     unused = {dep for dep in code if not any(covers(dep, path) for path in needed)}
-    assert unused <= {"stages/templates"}
+    assert unused <= {"stages/templates", "cache/classes"}  # read, not imported
     assert "stages/templates" in code or stage != "report"
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.head.head import Head
-from pipeline.head.objective import gumbel_softmax, neural_eigenfunction_loss, normalise_columns
+from pipeline.head.objective import Objective
 
 
 class Diverged(ArithmeticError):  # noqa: N818 - names what happened, as StopIteration does
@@ -32,14 +32,13 @@ class Batch(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What changes from step to step, half a cosine from its start to its end, and beta."""
+    """What changes from step to step, half a cosine from its start to its end."""
 
     steps: int
     lr: float
     lr_end: float
     tau_start: float  # of the Gumbel-softmax
     tau_end: float
-    beta: float  # weight of the penalty (Eq. 7)
 
     def at(self, step: int) -> tuple[float, float]:
         """Learning rate and temperature of a step, from 0."""
@@ -59,6 +58,7 @@ def train_epoch(
     head: Head,
     adam: torch.optim.Optimizer,
     batches: Iterable[Batch],
+    objective: Objective,
     schedule: Schedule,
     first: int,
     generator: torch.Generator,
@@ -67,7 +67,7 @@ def train_epoch(
 
     Args:
         first: number of the epoch's first step in the schedule.
-        generator: source of the Gumbel noise.
+        generator: of all that the objective draws.
 
     Yields:
         What `train_step` returns, and the step's ``tau`` and ``lr``.
@@ -76,7 +76,7 @@ def train_epoch(
         lr, tau = schedule.at(step)
         for group in adam.param_groups:
             group["lr"] = lr
-        values = train_step(head, adam, batch, tau=tau, beta=schedule.beta, generator=generator)
+        values = train_step(head, adam, batch, objective, tau=tau, generator=generator)
         yield {**values, "tau": tau, "lr": lr}
 
 
@@ -84,40 +84,39 @@ def train_step(
     head: Head,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
+    objective: Objective,
     *,
     tau: float,
-    beta: float,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """Take one step on the objective (Eq. 5-7) of quantised eigenfunctions.
+    """Take one step on the objective.
 
     Args:
         tau: temperature of the Gumbel-softmax.
-        beta: weight of the penalty.
-        generator: source of the Gumbel noise.
+        generator: of all that the objective draws.
 
     Returns:
-        Loss, trace and penalty of the step and ``clusters``, the number of distinct argmax clusters
-        in the batch.
+        Loss and the objective's other values of the step, and ``clusters``, the number of distinct
+        argmax clusters in the batch.
 
     Raises:
         Diverged: the loss is not finite; no parameter was changed.
     """
     _, logits = head(batch.tokens, batch.sizes)
-    psi = normalise_columns(gumbel_softmax(logits, tau, generator))
-    loss, trace, penalty = neural_eigenfunction_loss(psi, batch.kappa, beta)
+    found = objective(logits, batch.tokens, batch.sizes, batch.kappa, tau, generator)
     used = logits.new_zeros(logits.shape[1]).index_fill_(0, logits.argmax(dim=1), 1)
     optimiser.zero_grad()
-    loss.backward()
+    found["loss"].backward()
     # One transfer, after all is queued: a GPU's queue runs dry at every value that is read.
-    values = torch.stack([loss.detach(), trace, penalty, used.sum()]).tolist()
+    values = torch.stack([*(value.detach() for value in found.values()), used.sum()]).tolist()
     if not math.isfinite(values[0]):
         raise Diverged(
             f"the loss must stay finite, found {values[0]} at temperature {tau:.4g}: the learning "
             "rate is too high, or the cached features hold NaN or infinity"
         )
     optimiser.step()
-    return dict(zip(("loss", "trace", "penalty", "clusters"), values, strict=True))
+    objective.follow(head)
+    return dict(zip((*found, "clusters"), values, strict=True))
 
 
 @contextmanager

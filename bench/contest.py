@@ -35,7 +35,7 @@ from cache.labels import IGNORE, read_label, read_labels
 from cache.segments import PREDICTORS
 from pipeline.evaluation import MATCHINGS, confusion, count, scores
 from pipeline.features.tiles import sample_plan
-from pipeline.maps.crf import label_map
+from pipeline.maps.crf import CRFS, label_map
 from pipeline.maps.predictors import restore, score_maps, window
 from stages.params import Params, load
 from stages.train import sample_size
@@ -178,7 +178,8 @@ def score(contest: Contest, opponent: Opponent, seed: int) -> Table:
         return values.T.reshape(-1, *item.grid)
 
     supervised = opponent.method == PROBE
-    table = count_pixels(contest, maps, contest.classes if supervised else contest.clusters)
+    k = contest.classes if supervised else contest.clusters
+    table = count_pixels(contest, maps, k, logits=supervised)
     return matched(table, supervised)
 
 
@@ -237,6 +238,7 @@ def trained(contest: Contest, folder: str) -> dict[str, Table]:
                 contest,
                 partial(maps, predictor=name),
                 contest.merge_to or manifest["head"]["clusters"],
+                logits=name == "ours",
             ),
             supervised=False,
         )
@@ -244,18 +246,21 @@ def trained(contest: Contest, folder: str) -> dict[str, Table]:
     }
 
 
-def count_pixels(contest: Contest, maps: Callable[[Labelled], torch.Tensor], k: int) -> np.ndarray:
+def count_pixels(
+    contest: Contest, maps: Callable[[Labelled], torch.Tensor], k: int, logits: bool
+) -> np.ndarray:
     """Pixels of every (cluster, class), int64 ``(k, classes)``, over the evaluation split.
 
     Args:
         maps: score maps ``(k, grid_h, grid_w)`` of an image.
+        logits: what they hold, for a CRF.
     """
     table = np.zeros((k, contest.classes), np.int64)
-    crf = contest.params.segment.crf
+    refiner = CRFS[contest.params.segment.crf]
     for item in labelled(contest, contest.params.data.eval):
-        image = read_image(item.path) if crf else None
+        image = read_image(item.path) if refiner else None
         height, width = item.label.shape
-        ids = label_map(maps(item), height, width, image, crf)
+        ids = label_map(maps(item), height, width, image, refiner, logits=logits)
         table += count(ids.astype(np.int64), item.label, k, contest.classes)
     return table
 

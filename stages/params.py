@@ -190,7 +190,7 @@ class KMeansParams(_Section):
 
 class SegmentParams(_Section):
     temperature: Positive | None
-    crf: Annotated[int, Field(ge=0, le=1000)]
+    crf: Literal["none", "ours", "program", "program_constant_guide"]
     merge_to: Annotated[int, Field(ge=2)] | None
     names: PathText | None
 

@@ -23,7 +23,7 @@ from pipeline.device import choose_device, hardware_bfloat16
 from pipeline.features import context
 from pipeline.features.tiles import Tile, plan_tiles
 from pipeline.features.vit import Backbone, Levels, half_tokens
-from pipeline.maps.crf import check_crf, label_map
+from pipeline.maps.crf import CRFS, check_crf, label_map
 from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_maps, window
 from stages import Stage, way_out
 from stages.naming import (
@@ -71,7 +71,7 @@ class Choices(NamedTuple):
     predictor: str = "ours"
     matching: str = MATCHINGS[0]
     temperature: float | None = None  # of a softmax before the interpolation; None: the logits
-    crf: int = 0  # iterations
+    crf: str = "none"  # one of `CRFS`
     merge_to: int | None = None  # segments that the clusters are merged to
 
 
@@ -104,7 +104,7 @@ def predict(
     """
     with way_out("choose another --device"):
         hardware = choose_device(device)
-    check_crf(choices.crf)
+    check_crf(choices.crf, choices.temperature)
     loaded = heads.load_head(head)
     targets = Targets(out, export, named=names is not None)
     photos = find_photos(images, [path for paths in targets.owned.values() for path in paths])
@@ -299,15 +299,13 @@ def segment_image(model: Model, image: np.ndarray, choices: Choices) -> np.ndarr
     tiles = plan_tiles(height, width, patch=patch, **tiling)
     full_h, full_w = tiles[0].resized_h, tiles[0].resized_w
     windows = list(read_windows(model, resize(image, full_h, full_w), tiles))
+    grid = full_h // patch, full_w // patch
     maps = score_maps(
-        model.predictors,
-        windows,
-        full_h // patch,
-        full_w // patch,
-        temperature=choices.temperature,
-        eigenfunctions=1,
+        model.predictors, windows, *grid, temperature=choices.temperature, eigenfunctions=1
     )
-    return label_map(getattr(maps, choices.predictor), height, width, image, choices.crf)
+    scores, refiner = getattr(maps, choices.predictor), CRFS[choices.crf]
+    logits = choices.predictor == "ours"
+    return label_map(scores, height, width, image, refiner, logits=logits)
 
 
 def read_windows(model: Model, resized: np.ndarray, tiles: Sequence[Tile]) -> Iterator[Window]:
@@ -371,12 +369,12 @@ def levels_of(
     type=click.FloatRange(min=0, min_open=True),
     help="As `segment.temperature`; without it the logits are interpolated.",
 )
-@click.option("--crf", default=0, type=click.IntRange(min=0), help="Iterations of a CRF; 5 do.")
+@click.option("--crf", default="none", type=click.Choice(CRFS), help="As `segment.crf`.")
 @click.option("--merge-to", type=click.IntRange(min=2), help="As `segment.merge_to`.")
 def main(
     images: tuple[str, ...], out: str, head: str, mapping: str, names: str | None,
     export: str | None, predictor: str, matching: str, weights: str | None, device: str,
-    temperature: float | None, crf: int, merge_to: int | None,
+    temperature: float | None, crf: str, merge_to: int | None,
 ) -> None:  # fmt: skip
     """Segment new IMAGES (files, and folders with all below them) with a trained head.
 

@@ -19,7 +19,7 @@ from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device
-from pipeline.maps.crf import check_crf, label_map
+from pipeline.maps.crf import CRFS, check_crf, label_map
 from pipeline.maps.predictors import (
     Inputs,
     Predictors,
@@ -46,7 +46,7 @@ class Job(NamedTuple):
     head: str
     mark: str
     temperature: float | None
-    crf: int  # iterations
+    crf: str  # one of `CRFS`
     merge_to: int | None
     device: str
     clusters: tuple[int, ...]
@@ -59,7 +59,7 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
         features, context, head, index: paths of what these stages wrote.
         out: path of the label maps to write. Interrupted, the same call goes on where it was.
     """
-    check_crf(params.segment.crf)
+    check_crf(params.segment.crf, params.segment.temperature)
     with way_out(NO_GPU):
         choose_device(params.compute.device)
     cache = Features.open(features).beside(context)
@@ -106,9 +106,11 @@ def maps_of(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
             temperature=job.temperature,
             eigenfunctions=EIGENFUNCTIONS,
         )
-        pixels = read_image(image.path, sha256=image.sha256) if job.crf else None
+        refiner = CRFS[job.crf]
+        pixels = read_image(image.path, sha256=image.sha256) if refiner else None
+        at = image.height, image.width, pixels, refiner
         labels = {
-            name: label_map(getattr(scores, name), image.height, image.width, pixels, job.crf)
+            name: label_map(getattr(scores, name), *at, logits=name == "ours")
             for name in PREDICTORS
         }
         functions = scores.eigenfunctions.cpu().numpy()

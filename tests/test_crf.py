@@ -1,4 +1,4 @@
-"""The CRF: against a plain mean field, at edges and scales, and its way to the label maps."""
+"""The CRFs: against a plain mean field and the package itself, at edges and scales, in stages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from PIL import Image
 from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
 from pipeline.maps import crf
-from pipeline.maps.crf import POINTS, SMOOTHNESS, label_map, refine
+from pipeline.maps.crf import CRFS, POINTS, Pairs, as_logits, label_map, ours, program
 from pipeline.maps.upsampling import upsample_argmax
-from tests.conftest import Project, tree_bytes
-
-SOME = 5  # iterations
+from tests.conftest import REPOSITORY, Project, tree_bytes
 
 
 @pytest.fixture
@@ -39,7 +37,7 @@ def halves(h: int, w: int, columns: int) -> torch.Tensor:
     return scores
 
 
-def plain_field(energies: np.ndarray, image: np.ndarray, iterations: int) -> np.ndarray:
+def plain_field(energies: np.ndarray, image: np.ndarray, model: Pairs) -> np.ndarray:
     """Mean field with every pair's kernel written out, symmetrically normalised."""
     k, h, w = energies.shape
     y, x = np.mgrid[:h, :w].reshape(2, -1).astype(np.float64)
@@ -47,28 +45,27 @@ def plain_field(energies: np.ndarray, image: np.ndarray, iterations: int) -> np.
     colours = image.reshape(-1, 3).astype(np.float64)
     unlike = ((colours[:, None] - colours) ** 2).sum(axis=2)
     near = np.exp(-apart / 2)
-    alike = np.exp(-apart / (2 * (crf.REACH * POINTS) ** 2) - unlike / (2 * crf.COLOUR**2))
+    alike = np.exp(-apart / (2 * model.reach**2) - unlike / (2 * model.colour**2))
     pairs = 0.0
-    for weight, kernel in ((SMOOTHNESS, near), (crf.WEIGHT, alike)):
+    for weight, kernel in ((model.smoothness, near), (model.weight, alike)):
         scale = 1 / np.sqrt(kernel.sum(axis=1))
         pairs = pairs + weight * scale[:, None] * kernel * scale
     unary = energies.reshape(k, -1).astype(np.float64)
     field = np.exp(-unary)
     field /= field.sum(axis=0)
-    for _ in range(iterations):
+    for _ in range(model.iterations):
         field = np.exp(field @ pairs - unary)
         field /= field.sum(axis=0)
     return field.reshape(k, h, w)
 
 
 @pytest.mark.usefixtures("package")
-def test_the_mean_field_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_field_is_that_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
     energies = -np.log(rng.dirichlet(np.ones(3), size=(14, 21))).transpose(2, 0, 1)
     image = np.where(np.arange(21)[None, :, None] < 9, 60, 140) + rng.integers(0, 20, (14, 21, 3))
-    for name, value in (("WEIGHT", 3.0), ("REACH", 0.7), ("COLOUR", 20.0)):
-        monkeypatch.setattr(crf, name, value)
-    arguments = energies.astype(np.float32), image.astype(np.uint8), SOME
+    model = Pairs(smoothness=3.0, weight=3.0, reach=0.7 * POINTS, colour=20.0, iterations=5)
+    arguments = energies.astype(np.float32), image.astype(np.uint8), model
     found, expected = crf._mean_field(*arguments), plain_field(*arguments)
     before = np.exp(-energies)
     # The library filters on a lattice, so it is near, and far nearer than where it began.
@@ -81,7 +78,7 @@ def test_the_mean_field_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_border_of_segments_moves_to_the_edge_of_colours() -> None:
     scores, image = halves(6, 8, 3), edge(84, 112, 56)  # patches change at pixel 42
     plain = upsample_argmax(scores, 84, 112)
-    found = refine(scores, 84, 112, image, SOME)
+    found = ours(scores, 84, 112, image)
     assert found.dtype == np.uint16 and set(np.unique(found)) == {0, 2}
     truth = np.where(np.arange(112) < 56, 0, 2)
     assert (plain == truth).mean() < 0.9
@@ -93,10 +90,10 @@ def test_scores_of_any_scale_and_offset_give_the_same_map() -> None:
     rng = np.random.default_rng(1)
     scores = torch.from_numpy(rng.normal(size=(5, 4, 6)).astype(np.float32))
     image = rng.integers(0, 255, (50, 75, 3)).astype(np.uint8)
-    expected = refine(scores, 50, 75, image, SOME)
+    expected = ours(scores, 50, 75, image)
     assert len(np.unique(expected)) > 1
     for other in (100 * scores, 0.01 * scores, scores + 7.0):
-        found = refine(other, 50, 75, image, SOME)
+        found = ours(other, 50, 75, image)
         assert (found == expected).mean() > 0.995  # up to rounding
 
 
@@ -105,7 +102,7 @@ def test_photos_of_any_size_are_looked_at() -> None:
     scores = halves(4, 6, 3)
     for height, width in ((20, 30), (29, 43), (400, 600)):
         image = edge(height, width, width // 2)
-        found = refine(scores, height, width, image, SOME)
+        found = ours(scores, height, width, image)
         assert found.shape == (height, width)
         assert (found[:, : width // 3] == 0).all() and (found[:, -width // 3 :] == 2).all()
 
@@ -113,15 +110,16 @@ def test_photos_of_any_size_are_looked_at() -> None:
 def test_one_cluster_needs_no_field() -> None:
     scores = torch.zeros(3, 4, 5)
     scores[1] = 1.0
-    found = refine(scores, 40, 50, np.zeros((40, 50, 3), np.uint8), SOME)
+    found = ours(scores, 40, 50, np.zeros((40, 50, 3), np.uint8))
     np.testing.assert_array_equal(found, np.full((40, 50), 1))
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
     scores = torch.zeros(3, 4, 5)
     scores[1, 2, 3] = torch.nan
-    with pytest.raises(ValueError, match="must be finite, found NaN"):
-        refine(scores, 40, 50, np.zeros((40, 50, 3), np.uint8), SOME)
+    for refiner in (ours, program):
+        with pytest.raises(ValueError, match="must be finite, found NaN"):
+            refiner(scores, 40, 50, np.zeros((40, 50, 3), np.uint8))
 
 
 def test_without_a_crf_maps_are_interpolated() -> None:
@@ -129,12 +127,75 @@ def test_without_a_crf_maps_are_interpolated() -> None:
     np.testing.assert_array_equal(label_map(scores, 40, 60), upsample_argmax(scores, 40, 60))
 
 
+@pytest.fixture
+def scene() -> np.ndarray:
+    """A drawn photo, uint8 ``(60, 80, 3)``, with some white in it."""
+    path = min((REPOSITORY / "demo/scenes/images/val").glob("*.jpg"))
+    image = np.asarray(Image.open(path).convert("RGB").resize((80, 60))).copy()
+    image[:20, :30] = 255
+    return image
+
+
+def direct(logits: torch.Tensor, image: np.ndarray) -> np.ndarray:
+    """The program's steps, spelled out in calls of the package: float32 ``(K, H, W)``."""
+    from pydensecrf.densecrf import DenseCRF2D
+    from pydensecrf.utils import unary_from_softmax
+
+    height, width = image.shape[:2]
+    large = torch.nn.functional.interpolate(
+        logits[None] / 0.3, (height, width), mode="bilinear", align_corners=False
+    )
+    model = DenseCRF2D(width, height, len(logits))
+    model.setUnaryEnergy(unary_from_softmax(large.softmax(dim=1)[0].numpy()))
+    model.addPairwiseGaussian(sxy=1, compat=3)
+    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=np.ascontiguousarray(image), compat=4)
+    return np.array(model.inference(10)).reshape(len(logits), height, width)
+
+
+@pytest.mark.usefixtures("package")
+def test_the_programs_crf_is_direct_calls_of_the_package(scene: np.ndarray) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 6, 8, generator=generator)
+    guides = {"program": scene, "program_constant_guide": (scene / 255).astype(np.uint8)}
+    found = {name: CRFS[name](logits, 60, 80, scene) for name in guides}
+    for name, guide in guides.items():
+        np.testing.assert_array_equal(found[name], direct(logits, guide).argmax(axis=0))
+    assert set(np.unique(guides["program_constant_guide"])) == {0, 1}
+    plain = upsample_argmax(logits, 60, 80)
+    assert 0 < (found["program"] != plain).mean() < 0.5
+    assert (found["program"] != found["program_constant_guide"]).any()
+
+
+@pytest.mark.usefixtures("package")
+def test_other_scores_are_as_soft_as_logits_can_be(scene: np.ndarray) -> None:
+    cosines = torch.randn(7, 6, 8, generator=torch.Generator().manual_seed(1)) / 50
+    expected = label_map(cosines, 60, 80, scene, program, logits=False)
+    plain = upsample_argmax(cosines, 60, 80)
+    far = label_map(cosines * 40, 60, 80, scene, program, logits=False)
+    assert (far == expected).mean() > 0.995  # up to rounding
+    assert crf.lead(as_logits(cosines)) == pytest.approx(0.3 / 0.4)
+    flat = label_map(cosines, 60, 80, scene, program)  # taken for logits, they say next to nothing
+    assert 0 < (expected != plain).mean() < (flat != plain).mean()
+
+
+def test_a_guide_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(40, 50, 3\), found \(40, 51, 3\)"):
+        program(torch.zeros(3, 4, 5), 40, 50, np.zeros((40, 51, 3), np.uint8))
+
+
+@pytest.mark.usefixtures("package")
+def test_two_softmaxes_are_refused(project: Project) -> None:
+    project.set("segment.crf", "program")
+    project.set("segment.temperature", 0.3)
+    project.fails("segment", "found a softmax of temperature 0.3", "choose the CRF `ours`")
+
+
 def test_without_its_package_the_extra_is_named(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crf, "find_spec", lambda _: None)
-    project.set("segment.crf", 5)
-    project.fails("segment", '-e ".[crf]"`', "0 iterations")
+    project.set("segment.crf", "program")
+    project.fails("segment", '-e ".[crf]"`', "leave the CRF out (none)")
 
 
 def _maps() -> dict[tuple[str, int], np.ndarray]:
@@ -143,19 +204,20 @@ def _maps() -> dict[tuple[str, int], np.ndarray]:
 
 
 @pytest.mark.usefixtures("package")
-def test_segment_and_predict_take_the_crf(project: Project) -> None:
+@pytest.mark.parametrize("name", ["ours", "program"])
+def test_segment_and_predict_take_the_crf(project: Project, name: str) -> None:
     project.ok("prepare", "extract", "context", "graph", "train", "segment")
     plain, first = _maps(), tree_bytes(Path("data/segments.h5"))
-    project.set("segment.crf", 5)
+    project.set("segment.crf", name)
     project.ok("segment")
     refined = _maps()
     changed = [(plain[key] != refined[key]).mean() for key in plain]
     assert 0 < np.mean(changed) < 0.5
-    asked = ["--out", "found", "--device", "cpu", "--mapping", "none", "--crf", "5"]
+    asked = ["--out", "found", "--device", "cpu", "--mapping", "none", "--crf", name]
     assert project.run("predict", "photos/images", *asked).exit_code == 0
     for row in read_index("data/index.csv"):
         written = np.asarray(Image.open(f"found/labels/{row.split}/{row.stem}.png"))
         np.testing.assert_array_equal(written, refined["ours", row.id])
-    project.set("segment.crf", 0)
+    project.set("segment.crf", "none")
     project.ok("segment")
     assert tree_bytes(Path("data/segments.h5")) == first

@@ -1,30 +1,62 @@
-"""Label maps that follow the colours of the image: a fully connected CRF on the scores."""
+"""Label maps that follow the colours of the image: fully connected CRFs on the scores.
+
+`ours` works at a few points of each patch and on scores of any scale; `program` is what the
+authors' program does, at every pixel and with every cluster; `program_constant_guide` is what
+comes of its guide image in one of its protocols.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.maps.upsampling import upsample_argmax
+from pipeline.maps.upsampling import check_finite, upsample_argmax
 
-POINTS = 7  # along the side of a patch, at which the CRF looks: half the pixels of a 14 px patch
-SMOOTHNESS = 3.0  # weight of the kernel over places alone, one point wide
-TEMPERATURE = 0.4  # of the softmax over clusters, in leads of the best score over the second
-WEIGHT = 5.0  # of the kernel over places and colours
-REACH = 5.0  # patches, its standard deviation over places
-COLOUR = 13.0  # of 255, over each of red, green and blue
+POINTS = 7  # along the side of a patch, at which `ours` looks: half the pixels of a 14 px patch
+SOFTNESS = 0.4  # of the softmax over clusters in `ours`, in leads of the best score over the second
+TEMPERATURE = 0.3  # of the softmax over clusters in `program`, whose scores are logits
+
+Refiner = Callable[[Tensor, int, int, np.ndarray], np.ndarray]
 
 
-def check_crf(iterations: int) -> None:
-    """Raise ValueError where a CRF is wanted and its package is not installed."""
-    if iterations and find_spec("pydensecrf") is None:
+class Pairs(NamedTuple):
+    """The two kernels over pairs of points, and how often the mean field is iterated."""
+
+    smoothness: float  # weight of the kernel over places alone, one point wide
+    weight: float  # of the kernel over places and colours
+    reach: float  # points, its standard deviation over places
+    colour: float  # of 255, over each of red, green and blue
+    iterations: int
+
+
+OURS = Pairs(smoothness=3.0, weight=5.0, reach=5.0 * POINTS, colour=13.0, iterations=5)
+PROGRAM = Pairs(smoothness=3.0, weight=4.0, reach=67.0, colour=3.0, iterations=10)
+
+
+def check_crf(crf: str, temperature: float | None) -> None:
+    """Raise ValueError where a CRF is wanted that cannot be.
+
+    Args:
+        crf: a name of `CRFS`.
+        temperature: of a softmax that the scores have passed; None = they are logits.
+    """
+    if CRFS[crf] is None:
+        return
+    if find_spec("pydensecrf") is None:
         raise ValueError(
             "the CRF needs the package pydensecrf2, which is compiled where it is installed: "
-            'run `pip install -c constraints.txt -e ".[crf]"`, or leave the CRF out (0 iterations)'
+            'run `pip install -c constraints.txt -e ".[crf]"`, or leave the CRF out (none)'
+        )
+    if CRFS[crf] is not ours and temperature is not None:
+        raise ValueError(
+            f"the CRF `{crf}` puts logits through a softmax itself, found a softmax of temperature "
+            f"{temperature} before it: leave the temperature out, or choose the CRF `ours`"
         )
 
 
@@ -33,32 +65,32 @@ def label_map(
     height: int,
     width: int,
     image: np.ndarray | None = None,
-    iterations: int = 0,
+    refiner: Refiner | None = None,
+    *,
+    logits: bool = True,
 ) -> np.ndarray:
-    """Cluster ids at the pixels: with a CRF `refine`, without one `upsample_argmax`.
+    """Cluster ids at the pixels: of a CRF, or without one of `upsample_argmax`.
 
     Args:
         scores: float32 ``(K, h, w)``, higher is better.
-        image: uint8 ``(H, W, 3)``, needed by a CRF.
-        iterations: of the CRF; 0 is none.
+        image: uint8 ``(height, width, 3)``, needed by a CRF.
+        refiner: one of `CRFS`; None is no CRF.
+        logits: the scores are logits, else cosines or distances: a CRF gets them `as_logits`.
 
     Returns:
         uint16 ``(height, width)``.
     """
-    if not iterations or image is None:
+    if refiner is None or image is None:
         return upsample_argmax(scores, height, width)
-    return refine(scores, height, width, image, iterations)
+    return refiner(scores if logits else as_logits(scores), height, width, image)
 
 
-def refine(
-    scores: Tensor, height: int, width: int, image: np.ndarray, iterations: int
-) -> np.ndarray:
+def ours(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.ndarray:
     """Cluster ids at the pixels, from the mean field of a fully connected CRF at `POINTS` a patch.
 
     The model is Kraehenbuehl and Koltun's, whose pairs are all pairs of points of an image. Only
     clusters that are the best of some patch take part. Scores of predictors differ in scale
-    (logits, cosines, distances), so they are divided by the lead of a patch's best score over its
-    second, on average over the patches.
+    (logits, cosines, distances), so they are divided by `lead`.
 
     Args, returns:
         As of `label_map`.
@@ -71,15 +103,70 @@ def refine(
     ids = np.unique(best)
     if len(ids) == 1:
         return np.full((height, width), ids[0], np.uint16)
-    first, second = scores.topk(2, dim=0).values.cpu().float()
-    lead = (first - second).mean().clamp(min=1e-12)
     size = (scores.shape[1] * POINTS, scores.shape[2] * POINTS)
     winners = scores[torch.from_numpy(ids.astype(np.int64)).to(scores.device)].cpu().float()
     large = F.interpolate(winners[None], size, mode="bilinear")[0]
-    logs = torch.log_softmax(large / (lead * TEMPERATURE), dim=0)
+    logs = torch.log_softmax(large / (lead(scores) * SOFTNESS), dim=0)
     small = F.interpolate(_planes(image), size, mode="area")[0].round().byte()
-    field = _mean_field(-logs.numpy(), small.permute(1, 2, 0).contiguous().numpy(), iterations)
+    field = _mean_field(-logs.numpy(), small.permute(1, 2, 0).numpy(), OURS)
     return ids[upsample_argmax(torch.from_numpy(field), height, width)].astype(np.uint16)
+
+
+def program(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.ndarray:
+    """Cluster ids as the authors' program refines them: logits -> pixels -> softmax -> mean field.
+
+    All K clusters take part at all pixels: memory grows with K * height * width.
+
+    Args, returns:
+        As of `label_map`; the scores are logits (others: `as_logits`).
+
+    Raises:
+        ValueError: a score is not finite, or the image is not of the size of the map.
+        ImportError: pydensecrf2 is not installed.
+    """
+    if image.shape != (height, width, 3):
+        raise ValueError(
+            f"the CRF's guide image must have the size of the label map, ({height}, {width}, 3), "
+            f"found {image.shape}: resize the image to the map"
+        )
+    logits = scores.detach().cpu().float() / TEMPERATURE
+    check_finite(logits.numpy())
+    large = F.interpolate(logits[None], (height, width), mode="bilinear")[0]
+    energies = _energies(torch.softmax(large, dim=0).numpy())
+    return _mean_field(energies, image, PROGRAM).argmax(axis=0).astype(np.uint16)
+
+
+def program_constant_guide(
+    scores: Tensor, height: int, width: int, image: np.ndarray
+) -> np.ndarray:
+    """As `program`, with the guide image that it gets in the 320 px protocol.
+
+    There colours in [0, 1] are cut to whole numbers: 1 where a channel is 255, else 0. So the
+    kernel over places and colours is one over places alone, nearly everywhere.
+    """
+    return program(scores, height, width, image // 255)
+
+
+CRFS: Mapping[str, Refiner | None] = {
+    "none": None,
+    "ours": ours,
+    "program": program,
+    "program_constant_guide": program_constant_guide,
+}
+
+
+def lead(scores: Tensor) -> Tensor:
+    """A patch's best score less its second, on average over ``(K, h, w)``: their scale, above 0."""
+    first, second = scores.topk(2, dim=0).values.cpu().float()
+    return (first - second).mean().clamp(min=1e-12)
+
+
+def as_logits(scores: Tensor) -> Tensor:
+    """Cosines or distances ``(K, h, w)`` at the scale of logits: as soft in `program` as in `ours`.
+
+    The program says nothing of scores that are not logits.
+    """
+    return scores * (TEMPERATURE / (lead(scores) * SOFTNESS)).to(scores.device)
 
 
 def _planes(image: np.ndarray) -> Tensor:
@@ -87,13 +174,21 @@ def _planes(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
 
 
-def _mean_field(energies: np.ndarray, image: np.ndarray, iterations: int) -> np.ndarray:
-    """Probabilities of clusters at points: float32 ``(K, h, w)`` -> float32 ``(K, h, w)``."""
-    from pydensecrf.densecrf import DenseCRF2D  # of an extra: compiled where it is installed
+def _energies(probabilities: np.ndarray) -> np.ndarray:
+    """The package's unary energies of probabilities, ``(K, h, w)`` both; it clips them at 1e-5."""
+    from pydensecrf.utils import unary_from_softmax  # of an extra: compiled where it is installed
+
+    return unary_from_softmax(probabilities).reshape(probabilities.shape)
+
+
+def _mean_field(energies: np.ndarray, image: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Probabilities ``(K, h, w)`` of clusters at points, from energies and colours there."""
+    from pydensecrf.densecrf import DenseCRF2D
 
     k, h, w = energies.shape
     model = DenseCRF2D(w, h, k)
     model.setUnaryEnergy(np.ascontiguousarray(energies.reshape(k, -1), np.float32))
-    model.addPairwiseGaussian(sxy=1, compat=SMOOTHNESS)
-    model.addPairwiseBilateral(sxy=REACH * POINTS, srgb=COLOUR, rgbim=image, compat=WEIGHT)
-    return np.array(model.inference(iterations), np.float32).reshape(k, h, w)
+    model.addPairwiseGaussian(sxy=1, compat=pairs.smoothness)
+    guide = np.array(image, order="C")  # a photo as it is read is read-only
+    model.addPairwiseBilateral(sxy=pairs.reach, srgb=pairs.colour, rgbim=guide, compat=pairs.weight)
+    return np.array(model.inference(pairs.iterations), np.float32).reshape(k, h, w)

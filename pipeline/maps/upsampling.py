@@ -30,7 +30,7 @@ def upsample_argmax(
         ValueError: a score is not finite.
     """
     maps = scores.detach().cpu().float().numpy()
-    _check_finite(maps)
+    check_finite(maps)
     edged = np.pad(maps, ((0, 0), (0, 1), (0, 1)), mode="edge")
     patches = np.ascontiguousarray(edged.transpose(1, 2, 0))  # (h + 1, w + 1, K)
     able = _able(patches)
@@ -52,7 +52,8 @@ def upsample_argmax(
     return out
 
 
-def _check_finite(maps: np.ndarray) -> None:
+def check_finite(maps: np.ndarray) -> None:
+    """Raise ValueError where a score is not finite."""
     if not np.isfinite(maps).all():
         raise ValueError(
             "scores to interpolate must be finite, found NaN or infinity: check the head "

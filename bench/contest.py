@@ -1,4 +1,4 @@
-"""The contest: trained heads against K-means, spectral clustering, a cut and a linear probe.
+"""The contest: trained heads against K-means, spectral methods, other objectives, a linear probe.
 
 All see the same cache of whole images and are scored on the evaluation split at full resolution,
 with an oracle mapping from clusters to classes.
@@ -27,6 +27,10 @@ from bench.opponents import (
     ncut,
     spectral,
 )
+from bench.rivals import dsm, functions
+from bench.rivals.dsm import Picture
+from bench.rivals.functions import Group, group_of
+from bench.rivals.objectives import NeuralEF, Spin
 from cache import heads
 from cache.features import Features
 from cache.images import read_image
@@ -38,10 +42,15 @@ from pipeline.features.tiles import sample_plan
 from pipeline.maps.crf import CRFS, label_map
 from pipeline.maps.predictors import restore, score_maps, window
 from stages.params import Params, load
+from stages.progress import track
 from stages.train import sample_size
 
 MATCHED = ("majority_iou", "hungarian")
 PROBE = "probe"
+WHITENED = ("kmeans", "spectral", "ncut")
+OBJECTIVES = {"neuralef": NeuralEF, "spin": partial(Spin, decay=0.9)}
+RIVALS = ("dsm", *OBJECTIVES)
+GROUP_IMAGES = 8  # whose patches are one batch of neuralef and spin
 
 Table = dict[str, tuple[float, float]]  # mIoU and accuracy in percent, by matching
 
@@ -56,7 +65,8 @@ class Contest(NamedTuple):
     patches: int  # that spectral clustering and the cut are fitted to
     k: int  # neighbours in the graph of spectral clustering
     degree: float | None  # of the cut
-    epochs: int  # of the probe
+    epochs: int  # of the probe, neuralef and spin
+    functions: int  # of neuralef and spin
     merge_to: int | None  # segments that clusters of trained heads are merged to
 
 
@@ -79,11 +89,13 @@ class Opponent(NamedTuple):
     @classmethod
     def of(cls, text: str) -> Opponent:
         """``method:level`` or ``method:level:dimensions``, such as kmeans:late:64."""
-        matched = re.fullmatch(rf"(kmeans|spectral|ncut|{PROBE}):(\w+)(?::(\d+))?", text)
-        if not matched:
+        others = "|".join((PROBE, *RIVALS))  # they take the tokens as they are
+        matched = re.fullmatch(rf"({'|'.join(WHITENED)}|{others}):(\w+)(?::(\d+))?", text)
+        if not matched or (matched[3] and matched[1] not in WHITENED):
             raise click.BadParameter(
-                f"an opponent is kmeans, spectral, ncut or {PROBE}, a level, and perhaps to how "
-                f"many dimensions to whiten, such as kmeans:late:64; found {text!r}"
+                f"an opponent is one of {', '.join((*WHITENED, PROBE, *RIVALS))}, a level, and for "
+                f"{', '.join(WHITENED)} perhaps to how many dimensions to whiten, such as "
+                f"kmeans:late:64; found {text!r}"
             )
         method, level, whiten = matched.groups()
         if method == "ncut":
@@ -101,13 +113,15 @@ class Opponent(NamedTuple):
 )
 @click.option("--k", default=50, show_default=True, help="Neighbours in the graph of spectral.")
 @click.option("--degree", type=float, help="Mean affinity of ncut; the package's without it.")
-@click.option("--epochs", default=20, show_default=True, help="Passes of the probe.")
+@click.option("--epochs", default=20, show_default=True, help="Passes of probe, neuralef, spin.")
+@click.option("--functions", default=32, show_default=True, help="Eigenfunctions of these two.")
 @click.option("--merge-to", type=int, help="Segments that clusters of the heads are merged to.")
 def main(
     opponents: tuple[str, ...], folders: tuple[str, ...], clusters: int, seeds: int, patches: int,
-    k: int, degree: float | None, epochs: int, merge_to: int | None,
+    k: int, degree: float | None, epochs: int, functions: int, merge_to: int | None,
 ) -> None:  # fmt: skip
-    """Score OPPONENTS (kmeans:last, kmeans:late:64, spectral:late:64, ncut:last, probe:late).
+    """Score OPPONENTS (kmeans:last, kmeans:late:64, spectral:late:64, ncut:last, dsm:last,
+    neuralef:last, spin:last, probe:late).
 
     Reads data/ and params.yaml of the folder it runs in; the CRF is that of params.yaml. The probe
     is supervised, an upper reference. Prints one table, then its values as a line of JSON.
@@ -116,7 +130,8 @@ def main(
     params = load()
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
     classes = len(read_labels("data/labels.csv", read_index("data/index.csv"))[0])
-    contest = Contest(params, cache, classes, clusters, patches, k, degree, epochs, merge_to)
+    sizes = classes, clusters, patches, k, degree, epochs, functions, merge_to
+    contest = Contest(params, cache, *sizes)
     rows: dict[str, list[Table]] = {}
     for folder in folders:
         for name, table in trained(contest, folder).items():
@@ -174,7 +189,7 @@ def score(contest: Contest, opponent: Opponent, seed: int) -> Table:
     scorer = fit(contest, opponent, seed)
 
     def maps(item: Labelled) -> torch.Tensor:
-        values = torch.from_numpy(scorer(tokens(contest, opponent.level, item.tile)))
+        values = torch.from_numpy(scorer(picture(contest, opponent.level, item.tile)))
         return values.T.reshape(-1, *item.grid)
 
     supervised = opponent.method == PROBE
@@ -183,9 +198,46 @@ def score(contest: Contest, opponent: Opponent, seed: int) -> Table:
     return matched(table, supervised)
 
 
-def fit(contest: Contest, opponent: Opponent, seed: int) -> Scorer:
-    """The fitted opponent: rows ``(n, C)`` of its level to scores ``(n, K)``."""
+def fit(contest: Contest, opponent: Opponent, seed: int) -> Callable[[Picture], np.ndarray]:
+    """The fitted opponent: the patches of an image to scores ``(n, K)``."""
+    if opponent.method == "dsm":
+        tiles = contest.cache.tiles_of(contest.params.data.train).tolist()
+        pictures = (picture(contest, opponent.level, t) for t in track(tiles, "segments"))
+        return dsm.fit(pictures, pixel_settings(contest), contest.clusters, seed).scores
+    scorer = fit_rows(contest, opponent, seed)
+    return lambda image: scorer(image.tokens)
+
+
+def picture(contest: Contest, level: str, tile: int) -> Picture:
+    """The patches of a tile."""
+    entry, cache = contest.cache.tiles[tile], contest.cache
+    grid = int(entry["grid_h"]), int(entry["grid_w"])
+    return Picture(tokens(contest, level, tile), cache.rgb(tile), grid)
+
+
+def pixel_settings(contest: Contest) -> list[tuple[int, float]]:
+    """Neighbours and distance weight of each pixel graph in the union."""
+    return [(graph.k, graph.weight) for graph in contest.params.graph.pixel]
+
+
+def groups(contest: Contest, level: str, seed: int) -> list[Group]:
+    """The training split in random groups of images: tokens of a level and their kernel (Eq. 4)."""
+    tiles = contest.cache.tiles_of(contest.params.data.train)
+    order = np.random.default_rng([seed, 2]).permutation(tiles)
+    return [
+        group_of([picture(contest, level, int(tile)) for tile in part], contest.params.graph.k,
+                 pixel_settings(contest), contest.params.graph.alpha)
+        for part in np.array_split(order, -(-len(tiles) // GROUP_IMAGES))
+    ]  # fmt: skip
+
+
+def fit_rows(contest: Contest, opponent: Opponent, seed: int) -> Scorer:
+    """An opponent that sees patches one by one: rows ``(n, C)`` of its level to ``(n, K)``."""
     method, level, whiten = opponent
+    if method in OBJECTIVES:
+        sizes = contest.clusters, contest.functions
+        objective = OBJECTIVES[method]()
+        return functions.fit(groups(contest, level, seed), *sizes, objective, contest.epochs, seed)
     if method == PROBE:
         return fit_probe(*training_set(contest, level), contest.classes, contest.epochs, seed)
     if method == "kmeans":

@@ -1,0 +1,1 @@
+"""Methods of others, fitted to the same cache: rows of the contest."""

@@ -29,7 +29,7 @@ from bench.opponents import (
 )
 from bench.rivals import dsm, functions
 from bench.rivals.dsm import Picture
-from bench.rivals.functions import Group, group_of
+from bench.rivals.functions import Group, Objective, group_of
 from bench.rivals.objectives import NeuralEF, Spin
 from cache import heads
 from cache.features import Features
@@ -48,7 +48,10 @@ from stages.train import sample_size
 MATCHED = ("majority_iou", "hungarian")
 PROBE = "probe"
 WHITENED = ("kmeans", "spectral", "ncut")
-OBJECTIVES = {"neuralef": NeuralEF, "spin": partial(Spin, decay=0.9)}
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "neuralef": NeuralEF,
+    "spin": partial(Spin, decay=0.9),
+}
 RIVALS = ("dsm", *OBJECTIVES)
 GROUP_IMAGES = 8  # whose patches are one batch of neuralef and spin
 

@@ -157,7 +157,13 @@ def whole_image(
             functions = found.eigenfunctions.cpu().numpy()
             maps = ImageMaps(0, {"full": labels}, functions, *runner_up(found.ours))
             write_maps(folder, "0", [maps], clusters)
-            manifest = {"format": FORMAT, "clusters": clusters, "images": [0], "variants": ["full"]}
+            manifest = {
+                "format": FORMAT,
+                "clusters": clusters,
+                "images": [0],
+                "variants": ["full"],
+                "protocols": {},
+            }
             parts.assemble(folder, ["0"], Path(folder) / "segments.h5", manifest)
         with Segments(Path(folder) / "segments.h5") as store:
             for name in PREDICTORS:

@@ -210,13 +210,20 @@ def test_a_large_page_stays_below_20_megabytes(
     project_index(count)
     tiles = np.kron(rng.integers(0, k, (count, 10, 12)), np.ones((1, 12, 14), int))[:, :, :160]
     maps = (
-        ImageMaps(i, dict.fromkeys(PREDICTORS, tiles[i]), np.zeros((1, 2, 2)),
+        ImageMaps(i, {"full": dict.fromkeys(PREDICTORS, tiles[i])}, np.zeros((1, 2, 2)),
                   rng.integers(0, k, (30, 40)), rng.uniform(size=(30, 40)))
         for i in range(count)
     )  # fmt: skip
     clusters = dict.fromkeys(PREDICTORS, k)
     write_maps(".", "all", maps, clusters)
-    manifest = {"format": FORMAT, "head": "a1", "clusters": clusters, "images": list(range(count))}
+    manifest = {
+        "format": FORMAT,
+        "head": "a1",
+        "clusters": clusters,
+        "protocols": {"full": {"short_side": None, "crop": None}},
+        "variants": ["full"],
+        "images": list(range(count)),
+    }
     parts.assemble(".", ["all"], "segments.h5", manifest)
     with Segments("segments.h5") as store:
         page = make_atlas("large", read_index("index.csv"), store, None)
@@ -330,10 +337,10 @@ def test_few_labelled_images_fit_the_mapping(named: Project) -> None:
     named.ok("eval", "report")
     after = json.loads(Path("results/metrics.json").read_text())
     for name in PREDICTORS:
-        found = after[name]["majority_count"]
+        found = after["full"][name]["majority_count"]
         assert list(found) == ["oracle", "typical", "different", "random"]
-        assert found["oracle"] == before[name]["majority_count"]["oracle"]
-    counts = json.loads(Path("results/counts.json").read_text())["counts"]["ours"]
+        assert found["oracle"] == before["full"][name]["majority_count"]["oracle"]
+    counts = json.loads(Path("results/counts.json").read_text())["counts"]["full"]["ours"]
     pixels = {sample: int(np.sum(table)) for sample, table in counts.items()}
     assert pixels == {"val": 3 * 96 * 128} | dict.fromkeys(
         ["typical", "different", *(f"random {i}" for i in range(5))], 2 * 96 * 128

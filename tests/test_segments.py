@@ -134,14 +134,15 @@ def image_maps(image: int) -> ImageMaps:
     labels = {name: rng.integers(0, k, shape).astype(np.uint16) for name, k in CLUSTERS.items()}
     functions = rng.normal(size=(6, 3, 2)).astype(np.float32)
     seconds = rng.integers(0, CLUSTERS["ours"], (3, 2))
-    return ImageMaps(image, labels, functions, seconds, rng.uniform(size=(3, 2)))
+    return ImageMaps(image, {"full": labels}, functions, seconds, rng.uniform(size=(3, 2)))
 
 
 def write_segments(folder: Path, **manifest: object) -> Path:
     for name, images in (("0", (0, 3)), ("1", (12,))):
         write_maps(folder, name, (image_maps(image) for image in images), CLUSTERS)
     contents = {str(image): f"sha {image}" for image in (0, 3, 12)}
-    facts = {"format": FORMAT, "clusters": CLUSTERS, "images": contents, **manifest}
+    facts = {"format": FORMAT, "clusters": CLUSTERS, "images": contents}
+    facts |= {"variants": ["full"], "protocols": {}, **manifest}
     parts.assemble(folder, ["0", "1"], folder / "segments.h5", facts)
     return folder / "segments.h5"
 
@@ -156,7 +157,7 @@ def test_segments_round_trip(tmp_path: Path) -> None:
             for name in CLUSTERS:
                 found = store.read(name, image)
                 assert found.dtype == np.uint16
-                np.testing.assert_array_equal(found, expected.labels[name])
+                np.testing.assert_array_equal(found, expected.labels["full"][name])
             np.testing.assert_array_equal(
                 store.eigenfunctions(image), expected.eigenfunctions.astype(np.float16)
             )
@@ -164,14 +165,14 @@ def test_segments_round_trip(tmp_path: Path) -> None:
             np.testing.assert_array_equal(seconds, expected.seconds)
             np.testing.assert_array_equal(margins, expected.margins.astype(np.float16))
         with pytest.raises(
-            InputError, match=r"holds no ours/00000005, only .* run `eigenseg segment`"
+            InputError, match=r"holds no full/ours/00000005, only .* run `eigenseg segment`"
         ):
             store.read("ours", 5)
     with h5py.File(tmp_path / "segments.h5") as file:
-        assert [file[f"{name}/00000003"].dtype for name in CLUSTERS] == ["u2", "u1", "u1"]
+        assert [file[f"full/{name}/00000003"].dtype for name in CLUSTERS] == ["u2", "u1", "u1"]
 
 
-@pytest.mark.parametrize("name", [*CLUSTERS, "eigenfunctions"])
+@pytest.mark.parametrize("name", [*(f"full/{name}" for name in CLUSTERS), "eigenfunctions"])
 def test_flipped_bit_is_found_and_named(tmp_path: Path, name: str) -> None:
     path = write_segments(tmp_path)
     flip_byte(path, f"{name}/00000012")
@@ -179,12 +180,14 @@ def test_flipped_bit_is_found_and_named(tmp_path: Path, name: str) -> None:
     with Segments(path) as store:
         store.read("ours", 3)
         with pytest.raises(InputError, match=match):
-            store.eigenfunctions(12) if name == "eigenfunctions" else store.read(name, 12)
+            store.eigenfunctions(12) if name == "eigenfunctions" else store.read(
+                Path(name).name, 12
+            )
 
 
 def test_segments_of_another_format(tmp_path: Path) -> None:
     path = write_segments(tmp_path, format=7)
-    with pytest.raises(InputError, match=r"segments\.h5 has format 7, this version reads 2: run"):
+    with pytest.raises(InputError, match=r"segments\.h5 has format 7, this version reads 3: run"):
         Segments(path)
 
 

@@ -115,7 +115,8 @@ def main(
     named = {text: Opponent.of(text) for text in opponents}  # all, before any takes its time
     params = load()
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
-    classes = len(read_labels("data/labels.csv", read_index("data/index.csv"))[0])
+    by_set, _ = read_labels("data/labels.csv", read_index("data/index.csv"))
+    classes = len(by_set.get(params.eval_sets[0][0], []))
     contest = Contest(params, cache, classes, clusters, patches, k, degree, epochs, merge_to)
     rows: dict[str, list[Table]] = {}
     for folder in folders:
@@ -162,7 +163,7 @@ def tokens(contest: Contest, level: str, tile: int) -> np.ndarray:
 
 def sample(contest: Contest, level: str, wanted: int, seed: int) -> np.ndarray:
     """Tokens of so many training patches, drawn as training draws them: float32 ``(n, C)``."""
-    tiles = contest.cache.tiles_of(contest.params.data.train)
+    tiles = contest.cache.tiles_of(contest.params.train_split)
     plan = sample_plan(contest.cache.sizes(tiles), wanted, np.random.default_rng([seed, 1]))
     return np.concatenate(
         [tokens(contest, level, tile)[rows] for tile, rows in zip(tiles, plan, strict=True)]
@@ -205,7 +206,7 @@ def training_set(contest: Contest, level: str) -> tuple[np.ndarray, np.ndarray]:
     The class of a patch is that of the pixel at its centre.
     """
     rows, targets = [], []
-    for item in labelled(contest, contest.params.data.train):
+    for item in labelled(contest, contest.params.train_split):
         places = [
             ((np.arange(n) + 0.5) * side / n).astype(int)
             for n, side in zip(item.grid, item.label.shape, strict=True)
@@ -257,7 +258,7 @@ def count_pixels(
     """
     table = np.zeros((k, contest.classes), np.int64)
     refiner = CRFS[contest.params.segment.crf]
-    for item in labelled(contest, contest.params.data.eval):
+    for item in labelled(contest, contest.params.eval_sets[0][1]):
         image = read_image(item.path) if refiner else None
         height, width = item.label.shape
         ids = label_map(maps(item), height, width, image, refiner, logits=logits)

@@ -28,6 +28,16 @@ Samples = dict[str, set[int]]
 """Ids of the images that are counted, by what they are counted for: a split, or a choice of it."""
 
 
+class Split(NamedTuple):
+    """What is scored: a data set, the split that a mapping may be fitted on, the split whose labels
+    are scored (the same where there is an oracle alone), and the classes, none without labels."""
+
+    dataset: str
+    train: str
+    evaluated: str
+    classes: Sequence[str]
+
+
 class Tally(NamedTuple):
     """What one pass over the label maps leaves: counts by predictor and split, clusters in use."""
 
@@ -42,26 +52,30 @@ def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -
         index, labels, segments: paths of what `prepare` and `segment` wrote.
         out: folder for metrics.json, counts.json, mapping.json and per_class.csv.
     """
-    data = params.data
     images = read_index(index)
     classes, truth = read_labels(labels, images)
+    sets = params.eval_sets
     with Segments(segments) as store:
-        rows = select(images, truth, data.train, data.eval, store, segments)
-        samples = samples_of(rows, truth, params, store)
-        tally = tally_images(rows, truth, len(classes), samples, data.eval, store)
+        found = {}
+        for name, split in sets:
+            data = Split(name, params.fitted_on(name, split), split, classes.get(name, []))
+            rows = select(images, truth, data, store, segments)
+            samples = samples_of(rows, truth, data, params, store)
+            tally = tally_images(rows, truth, data, samples, store)
+            found[name] = assess(tally, data, params, store.manifest["head"])
         made_from = results.made_from(
-            store.manifest, images, classes, truth, data.train, data.eval, params.eval.labelled
+            store.manifest, images, classes, truth, params.train_split, sets, params.eval.labelled
         )
-    found = assess(tally, classes, params, store.manifest["head"])
     results.write_evaluation(out, found, made_from)
-    print_scores(found.metrics, data.train, data.eval)
+    for name, split in sets:
+        fitted_on = params.fitted_on(name, split)
+        print_scores(found[name].metrics, fitted_on, split, params.train_split)
 
 
 def select(
     rows: Sequence[ImageRow],
     truth: dict[int, LabelRow],
-    train: str,
-    evaluated: str,
+    data: Split,
     store: Segments,
     path: str,
 ) -> list[ImageRow]:
@@ -70,6 +84,7 @@ def select(
     Raises:
         InputError: some of them have no label map.
     """
+    train, evaluated = data.train, data.evaluated
     wanted = [
         row for row in rows if row.split == evaluated or (row.split == train and row.id in truth)
     ]
@@ -84,14 +99,21 @@ def select(
 
 
 def samples_of(
-    rows: Sequence[ImageRow], truth: dict[int, LabelRow], params: Params, store: Segments
+    rows: Sequence[ImageRow],
+    truth: dict[int, LabelRow],
+    data: Split,
+    params: Params,
+    store: Segments,
 ) -> Samples:
     """The splits, or the evaluation split and what is chosen of the training split, label-free."""
-    data, n = params.data, params.eval.labelled
-    splits = {name: {row.id for row in rows if row.split == name} for name in params.splits}
+    n = params.eval.labelled
+    splits = {
+        name: {row.id for row in rows if row.split == name}
+        for name in dict.fromkeys((data.train, data.evaluated))
+    }
     stored = {row.id: store.by_content[row.sha256] for row in rows}
     ids = sorted(splits[data.train] & truth.keys())
-    if n == "all" or data.train == data.eval or len(ids) <= n:
+    if n == "all" or data.train == data.evaluated or len(ids) <= n:
         return splits
     k = store.clusters[PREDICTOR]
     areas = np.stack(
@@ -104,15 +126,14 @@ def samples_of(
     chosen = {"typical": most_typical(areas, n), "different": most_different(areas, n)}
     chosen |= {f"random {i}": generator.permutation(len(ids))[:n] for i in range(DRAWS)}
     by_name = {name: {ids[i] for i in places} for name, places in chosen.items()}
-    return {data.eval: splits[data.eval], **by_name}
+    return {data.evaluated: splits[data.evaluated], **by_name}
 
 
 def tally_images(
     rows: Sequence[ImageRow],
     truth: dict[int, LabelRow],
-    n_classes: int,
+    data: Split,
     samples: Samples,
-    evaluated: str,
     store: Segments,
 ) -> Tally:
     """Go through the label maps once, one image in memory at a time.
@@ -127,7 +148,7 @@ def tally_images(
         label = _label(truth.get(row.id))
         for name, k in store.clusters.items():
             clusters = store.read(name, store.by_content[row.sha256])
-            if row.split == evaluated:
+            if row.split == data.evaluated:
                 used[name] |= np.bincount(clusters.ravel(), minlength=k) > 0
             if label is None:
                 continue
@@ -137,7 +158,7 @@ def tally_images(
                     f"{label.shape} and {clusters.shape} (rows, columns): the label maps are of "
                     "another version of the image. Run prepare, then segment again."
                 )
-            pairs = count(clusters, label, k, n_classes)
+            pairs = count(clusters, label, k, len(data.classes))
             for sample in (key for key, ids in samples.items() if row.id in ids):
                 counts[name][sample] = counts[name].get(sample, 0) + pairs
     return Tally(counts, used)
@@ -147,12 +168,12 @@ def _label(row: LabelRow | None) -> np.ndarray | None:
     return None if row is None else read_label(row.path, row.sha256, row.table)
 
 
-def assess(tally: Tally, classes: Sequence[str], params: Params, head: str) -> results.Evaluation:
+def assess(tally: Tally, data: Split, params: Params, head: str) -> results.Evaluation:
     """Score every predictor with every matching, fitted on either split or on a choice of images.
 
     With one split for both there is no `train` mapping: it would be the oracle by another name.
     """
-    train, evaluated = params.data.train, params.data.eval
+    dataset, train, evaluated, classes = data
     metrics: dict[str, dict[str, Any]] = {
         name: {"k": int(used.size), "clusters_used": int(used.sum())}
         for name, used in tally.used.items()
@@ -170,7 +191,7 @@ def assess(tally: Tally, classes: Sequence[str], params: Params, head: str) -> r
                 "classes_covered": round(np.mean([score.classes_covered for score in found])),
             }
             per_class += [
-                results.ClassScore(name, matching, origin, label, float(iou))
+                results.ClassScore(dataset, name, matching, origin, label, float(iou))
                 for label, iou in zip(classes, np.mean([s.iou for s in found], axis=0), strict=True)
             ]
     fitted_on = next((s for s in (train, "different", evaluated) if s in fitted), None)
@@ -212,11 +233,11 @@ def main(params: str, index: str, labels: str, segments: str, out: str) -> None:
     """Count clusters against classes and score every matching.
 
     Reads the label maps and, where there are labels, the ground truth of the training and the
-    evaluation split. Writes metrics.json, counts.json, mapping.json and per_class.csv to results/,
-    and prints the scores: `oracle` mappings are fitted on the very labels that are scored, `train`
-    mappings on the training split's, or, where `eval.labelled` is a number, on so many of its
-    images: the most typical, the most different, and 5 draws. Without labels it counts the clusters
-    in use.
+    evaluation splits. Writes metrics.json, counts.json, mapping.json and per_class.csv to results/,
+    and prints the scores of each data set: `oracle` mappings are fitted on the very labels that are
+    scored, `train` mappings on the training split's, or, where `eval.labelled` is a number, on so
+    many of its images: the most typical, the most different, and 5 draws. A data set on which the
+    head was not trained has oracle mappings alone. Without labels it counts the clusters in use.
     """
     evaluate(load(params), index, labels, segments, out)
 

@@ -295,7 +295,7 @@ def _table(rows: list[ImageRow], params: Params, patch: int) -> np.ndarray:
                 stride=extract.stride,
                 max_patches=TILE_PATCHES,
             )
-            views = _views(row, extract, patch) if row.split == params.data.train else []
+            views = _views(row, extract, patch) if row.split == params.train_split else []
         for number, planned in enumerate([tiles, *views], -1):
             placed += [(row.id, splits.index(row.split), number, tile) for tile in planned]
     table = np.zeros(len(placed), features.TILE_FIELDS)
@@ -351,7 +351,7 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "bfloat16": bfloat16,
         "splits": list(dict.fromkeys(row.split for row in rows)),
         "params": {**extract.model_dump(), "max_patches": TILE_PATCHES},
-        **({"train": params.data.train} if extract.views.drawn else {}),
+        **({"train": params.train_split} if extract.views.drawn else {}),
         "shard_patches": SHARD_PATCHES,
     }
     index = images_mark(rows)

@@ -2,214 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cache.store.errors import InputError
-
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-
-
-def _not_tiny(value: float) -> float:
-    if value < 1e-6:
-        raise ValueError(f"must be at least 1e-6, for float32 divides by it, found {value}")
-    return value
-
-
-Positive = Annotated[float, Field(gt=0, le=1e6), AfterValidator(_not_tiny)]
-NotNegative = Annotated[float, Field(ge=0, le=1e6)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate above makes any loss infinite
-Share = Annotated[float, Field(gt=0, lt=1)]
-Block = Literal["first", "middle", "late", "last"] | Annotated[int, Field(ge=0)]
-Stored = Literal["keys"] | Block
-Level = Literal["context"] | Stored
+from stages.sections import (
+    BackboneParams,
+    ComputeParams,
+    ContextParams,
+    DatasetParams,
+    EvalParams,
+    ExtractParams,
+    GraphParams,
+    HeadParams,
+    KMeansParams,
+    Section,
+    Seed,
+    SegmentParams,
+    TrainParams,
+)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-def _expanded(value: str) -> str:
-    """A path with its environment variables, such as $EIGENSEG_DATA, put in."""
-    path = os.path.expandvars(value)
-    if "$" in path:
-        raise ValueError(f"{value} names an environment variable that is not set: export it")
-    return path
-
-
-PathText = Annotated[str, AfterValidator(_expanded)]
-
-
-class DatasetParams(_Section):
-    root: PathText
-    train: str
-    eval: str
-    format: Literal["folder", "images", "cityscapes", "ade20k", "coco_stuff", "pascal_context"] = (
-        "folder"
-    )
-    classes: Count | None = None
-    subset: Count | None = None
-
-
-class BackboneParams(_Section):
-    model: str
-    weights: PathText | None
-    context: dict[Stored, Positive]
-
-
-class ViewParams(_Section):
-    count: Count
-    scale: (
-        Annotated[list[Annotated[float, Field(ge=0.01, le=100)]], Field(min_length=2, max_length=2)]
-        | None
-    )
-    crop: Count | None
-    flip: bool
-    colour: Annotated[float, Field(ge=0, le=2)]
-    seed: Seed
-
-    @property
-    def drawn(self) -> bool:
-        """Whether there is anything to draw: else the image as it is is trained on."""
-        return bool(self.scale or self.crop or self.flip or self.colour)
-
-    @model_validator(mode="after")
-    def _different(self) -> ViewParams:
-        if self.count > 1 and not self.drawn:
-            raise ValueError(
-                f"count ({self.count}) must be 1 where all views are the same: set scale, crop, "
-                "flip or colour"
-            )
-        if self.scale and self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale must be [least, greatest], found {self.scale}")
-        return self
-
-
-class ExtractParams(_Section):
-    short_side: Annotated[int, Field(ge=1, le=16384)]
-    window: Count | None
-    stride: Count | None
-    blocks: Annotated[list[Block], Field(min_length=1)]
-    final_norm: list[Block]
-    keys: bool
-    precision: Literal["auto", "float32", "bfloat16"]
-    dtype: Literal["float16", "int8"]
-    batch: Count
-    views: ViewParams
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ExtractParams:
-        if self.views.drawn and self.window:
-            raise ValueError(
-                "views are cut out by views.crop: set window and stride to null, or draw no views"
-            )
-        if (self.window is None) != (self.stride is None):
-            raise ValueError("window and stride are set together or both null")
-        if self.window and self.stride and self.stride > self.window:
-            raise ValueError(
-                f"stride ({self.stride}) must not exceed window ({self.window}): pixels between "
-                "windows would get no cluster"
-            )
-        return self
-
-
-class PixelGraphParams(_Section):
-    k: Count
-    weight: NotNegative
-
-
-class ContextParams(_Section):
-    components: Count
-    temperature: Positive
-    reach: Positive
-
-
-class GraphParams(_Section):
-    level: Level
-    scope: Literal["group", "dataset", "batch"]
-    group_images: Count
-    rounds: Count
-    k: Count | Share
-    recall: Annotated[float, Field(gt=0, le=1)]
-    other_images: bool
-    alpha: NotNegative
-    seed: Seed
-    pixel: Annotated[list[PixelGraphParams], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _countable(self) -> GraphParams:
-        if self.scope == "dataset" and isinstance(self.k, float):
-            raise ValueError(
-                f"k ({self.k}) must be a count, such as 32, with scope dataset: a fraction of all "
-                "patches would be thousands of neighbours each"
-            )
-        if self.scope != "dataset" and self.other_images:
-            raise ValueError(
-                "other_images asks for scope dataset: the images of a batch are few and random"
-            )
-        return self
-
-
-class HeadParams(_Section):
-    levels: Annotated[list[Level], Field(min_length=1)]
-    width: Count | None
-    depth: Annotated[int, Field(ge=0, le=1000)]
-    head_dim: Count
-    mlp_hidden: Count
-    level_norm: bool
-    orthogonal: bool
-    heads: Count | None
-    qkv_bias: bool
-    last_bias: bool
-
-
-class TrainParams(_Section):
-    objective: Literal["neuralef", "pmi"]
-    power: Annotated[float, Field(gt=0, le=1)]
-    start: Literal["kmeans", "random"]
-    start_scale: Positive
-    epochs: Count
-    lr: Rate
-    lr_end: NotNegative
-    beta: NotNegative | None
-    tau_start: Positive
-    tau_end: Positive
-
-
-class KMeansParams(_Section):
-    level: Level
-    spherical: bool
-    whiten: Count | None
-
-
-class SegmentParams(_Section):
-    temperature: Positive | None
-    crf: Literal["none", "ours", "program", "program_constant_guide"]
-    merge_to: Annotated[int, Field(ge=2)] | None
-    names: PathText | None
-
-
-class EvalParams(_Section):
-    labelled: Literal[1, 2, 5, 10, "all"]
-
-
-class ComputeParams(_Section):
-    device: Literal["auto", "cpu", "cuda"]
-    scheduler: Annotated[str, Field(pattern=r"^(sync|threads|local|tcp://.+)$")]
-    threads: Count | None
-
-
-class Params(_Section):
+class Params(Section):
     """The whole of params.yaml; the meaning of each key stands beside it in that file."""
 
     seed: Seed
     dataset: str
+    train_on: str | None = None
+    eval_on: Annotated[list[str], Field(min_length=1)] | None = None
     backbone: str
     clusters: Annotated[int, Field(ge=2, le=65536)]
     datasets: dict[str, DatasetParams]
@@ -226,12 +50,21 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> Params:
-        for key, names in (("dataset", self.datasets), ("backbone", self.backbones)):
-            if getattr(self, key) not in names:
+        named = [("dataset", self.dataset), ("train_on", self.trained)]
+        named += [("eval_on", name) for name in self.evaluated]
+        for key, name in named:
+            if name not in self.datasets:
                 raise ValueError(
-                    f"{key}: {getattr(self, key)!r} is not one of {', '.join(names)} "
-                    f"(the entries of `{key}s`)"
+                    f"{key}: {name!r} is not one of {', '.join(self.datasets)} "
+                    "(the entries of `datasets`)"
                 )
+        if self.backbone not in self.backbones:
+            raise ValueError(
+                f"backbone: {self.backbone!r} is not one of {', '.join(self.backbones)} "
+                "(the entries of `backbones`)"
+            )
+        if len(set(self.evaluated)) < len(self.evaluated):
+            raise ValueError(f"eval_on: must name each once, found {', '.join(self.evaluated)}")
         return self
 
     @model_validator(mode="after")
@@ -272,9 +105,50 @@ class Params(_Section):
         return {self.graph.level, *self.head.levels, self.kmeans.level}
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """The training and the evaluation split, each once."""
-        return tuple(dict.fromkeys((self.data.train, self.data.eval)))
+    def trained(self) -> str:
+        """The data set whose training split is learned from."""
+        return self.train_on or self.dataset
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The data sets whose evaluation splits are scored."""
+        return self.eval_on or [self.dataset]
+
+    @property
+    def used(self) -> dict[str, tuple[str, ...]]:
+        """The splits to read, each once, by data set, that of training first."""
+        found = {self.trained: [self.datasets[self.trained].train]}
+        for name in self.evaluated:
+            found.setdefault(name, []).append(self.datasets[name].eval)
+        return {name: tuple(dict.fromkeys(splits)) for name, splits in found.items()}
+
+    def split_text(self, name: str, split: str) -> str:
+        """What a split is called from the index on: with its data set where several are used."""
+        return split if len(self.used) == 1 else f"{name}/{split}"
+
+    @property
+    def train_split(self) -> str:
+        """The training split, as the index calls it."""
+        return self.split_text(self.trained, self.datasets[self.trained].train)
+
+    @property
+    def eval_sets(self) -> list[tuple[str, str]]:
+        """The data sets to score, and their evaluation splits as the index calls them."""
+        return [(name, self.split_text(name, self.datasets[name].eval)) for name in self.evaluated]
+
+    def fitted_on(self, name: str, split: str) -> str:
+        """The split whose labels the scored mapping may be fitted on, besides its own.
+
+        That is the training split of the same data set. Where the head was trained on another,
+        whose classes are others, it is the scored split itself: there is an oracle alone.
+        """
+        return self.train_split if name == self.trained else split
+
+    @property
+    def segmented(self) -> tuple[str, ...]:
+        """The splits that get label maps, each once: what is scored, and what may fit mappings."""
+        fitted = [self.fitted_on(*item) for item in self.eval_sets]
+        return tuple(dict.fromkeys([*fitted, *(split for _, split in self.eval_sets)]))
 
 
 class _Loader(yaml.SafeLoader):

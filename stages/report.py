@@ -22,7 +22,7 @@ from stages.drawing import Picture, confusion_chart, curve_chart, encode, iou_ch
 from stages.pages import render, write_pages
 from stages.params import Params, load
 from stages.progress import track
-from stages.score_table import print_scores
+from stages.score_table import oracle_alone, print_scores
 from stages.sweep import draw_sweep
 
 MATCHING = "majority_iou"  # that colours and charts follow
@@ -49,46 +49,82 @@ class Example(NamedTuple):
 def make_report(
     params: Params, index: str, labels: str, segments: str, results_folder: str, out: str
 ) -> None:
-    """Draw the metrics, curves and gallery as one HTML page.
+    """Draw the metrics, curves and gallery of every data set as one HTML page.
 
     Args:
         index, labels, segments, results_folder: paths of what the stages before wrote.
         out: folder of the page and its pictures to write.
     """
-    folder, split = Path(results_folder), params.data.eval
+    folder, sets = Path(results_folder), params.eval_sets
     images = read_index(index)
     classes, truth = read_labels(labels, images)
-    rows = [row for row in images if row.split == split]
     with Segments(segments) as maps:
         made_from = store.made_from(
-            maps.manifest, images, classes, truth, params.data.train, split, params.eval.labelled
+            maps.manifest, images, classes, truth, params.train_split, sets, params.eval.labelled
         )
         found = store.read_evaluation(folder, made_from)
-        mapping, metrics = found.mapping, found.metrics
         curve = store.read_curve(folder / "curve.csv", maps.manifest["curve"])
-        colours = choose_colours(mapping, maps.clusters)
-        gallery = [
-            example(number, row, truth.get(row.id), maps, colours)
-            for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
-        ]
-        title = f"{params.dataset}: names for clusters"
+        sections = []
+        for name, split in sets:
+            rows = [row for row in images if row.split == split]
+            fitted_on = params.fitted_on(name, split)
+            prefix = f"{name}_" if len(sets) > 1 else ""
+            section = draw_set(prefix, found[name], fitted_on, split, rows, truth, maps)
+            if section["origins"] and fitted_on != params.train_split:
+                section["score_notes"].append(oracle_alone(params.train_split))
+            sections.append(section)
+        title = f"{', '.join(params.evaluated)}: names for clusters"
+        mapping = found[sets[0][0]].mapping
         atlas = make_atlas(title, maps.stored(images), maps, suggestion(mapping))
-    charts = class_charts(found.counts, mapping, split)
+        facts = run_facts(params, maps.manifest)
     curves = curve_charts(curve)
-    pictures = [*charts, *curves]
-    pictures += [picture for one in gallery for picture in (*one.maps, *one.eigenfunctions)]
-    shown = {
-        **run_facts(params, maps.manifest),
-        **score_table(metrics, params.data.train, split),
-        **legend_and_notes(mapping, colours, split),
-    }
-    page = render("report.html", gallery=gallery, charts=charts, curves=curves, **shown)
+    pictures = [picture for one in sections for picture in one["pictures"]] + curves
+    page = render("report.html", sections=sections, curves=curves, **facts)
     write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
-    print_scores(metrics, params.data.train, split)
+    for name, split in sets:
+        fitted_on = params.fitted_on(name, split)
+        print_scores(found[name].metrics, fitted_on, split, params.train_split)
     click.echo(f"To name the clusters: {Path(out) / 'clusters.html'}")
-    if shown["origins"]:
-        click.echo(verdict(metrics))
+    for (name, _), section in zip(sets, sections, strict=True):
+        if section["origins"]:
+            click.echo(f"{name}: " * (len(sets) > 1) + verdict(found[name].metrics))
     click.echo(f"Report: {Path(out) / 'index.html'}")
+
+
+def draw_set(
+    prefix: str,
+    found: store.Evaluation,
+    train: str,
+    split: str,
+    rows: Sequence[ImageRow],
+    truth: Mapping[int, LabelRow],
+    maps: Segments,
+) -> dict[str, Any]:
+    """What the page shows of one data set, and all of its pictures.
+
+    Args:
+        prefix: begins the names of its pictures.
+        train, split: what mappings may be fitted on, and the split that is scored.
+        rows: the images of that split.
+    """
+    colours = choose_colours(found.mapping, maps.clusters)
+    gallery = [
+        example(f"{prefix}gallery_{number:02d}", row, truth.get(row.id), maps, colours)
+        for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
+    ]
+    charts = [
+        chart._replace(name=f"{prefix}{chart.name}")
+        for chart in class_charts(found.counts, found.mapping, split)
+    ]
+    shown = [picture for one in gallery for picture in (*one.maps, *one.eigenfunctions)]
+    return {
+        "heading": split if prefix else "",
+        "gallery": gallery,
+        "charts": charts,
+        "pictures": [*charts, *shown],
+        **score_table(found.metrics, train, split),
+        **legend_and_notes(found.mapping, colours, split),
+    }
 
 
 def suggestion(mapping: store.ClassMapping) -> dict[str, Any] | None:
@@ -114,7 +150,7 @@ def choose_colours(mapping: store.ClassMapping, clusters: dict[str, int]) -> Col
 
 
 def example(
-    number: int, row: ImageRow, label: LabelRow | None, maps: Segments, colours: Colours
+    prefix: str, row: ImageRow, label: LabelRow | None, maps: Segments, colours: Colours
 ) -> Example:
     """The pictures of one image: photo, ground truth, each predictor, the first eigenfunctions."""
     photo, image = read_image(row.path, sha256=row.sha256), maps.by_content[row.sha256]
@@ -122,7 +158,7 @@ def example(
 
     def picture(name: str, caption: str, pixels: np.ndarray, smooth: bool) -> Picture:
         png = encode(pixels, WIDTH, height, smooth)
-        return Picture(f"gallery_{number:02d}_{name}", caption, png)
+        return Picture(f"{prefix}_{name}", caption, png)
 
     pictures = [picture("image", "image", photo, True)]
     if label is not None:
@@ -141,12 +177,12 @@ def example(
 def run_facts(params: Params, made_from: Mapping[str, Any]) -> dict[str, Any]:
     """Title and facts of the page; ``made_from`` is the manifest of the label maps."""
     facts = {
-        "evaluated split": params.data.eval,
-        "training split": params.data.train,
+        "evaluated split": ", ".join(split for _, split in params.eval_sets),
+        "training split": params.train_split,
         "backbone": made_from["model"],
         "seed": made_from["seed"],
     }
-    return {"title": f"eigenseg: {params.dataset}", "facts": facts}
+    return {"title": f"eigenseg: {', '.join(params.evaluated)}", "facts": facts}
 
 
 def score_table(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> dict[str, Any]:

@@ -11,11 +11,22 @@ from rich.table import Table
 _TEXT = ("predictor", "matching")
 
 
-def print_scores(metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated: str) -> None:
-    """Print metrics in the layout of metrics.json, and how each mapping came about.
+def oracle_alone(learned: str) -> str:
+    """Why a data set has oracle mappings alone, where the head learned from another's split."""
+    return (
+        f"The head was trained on {learned}, another data set with other classes: the mapping is "
+        "an oracle alone."
+    )
+
+
+def print_scores(
+    metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated: str, learned: str
+) -> None:
+    """Print the metrics of one data set as in metrics.json, and how each mapping came about.
 
     Args:
-        train, evaluated: names of the splits.
+        train, evaluated: names of the splits that mappings may be fitted on, and that is scored.
+        learned: the split that the head was trained on.
     """
     first = next(iter(metrics.values()))
     matchings = [key for key, value in first.items() if isinstance(value, Mapping)]
@@ -40,6 +51,8 @@ def print_scores(metrics: Mapping[str, Mapping[str, Any]], train: str, evaluated
         console.print(f"The split {evaluated} has no labels: there is nothing to score.")
     if "oracle" in held:
         console.print(f"oracle: mapping fitted on the labels of {evaluated}, the ones scored here.")
+    if held and learned != train:
+        console.print(oracle_alone(learned))
     if "train" in held:
         console.print(f"train: mapping fitted on the labels of {train} only.")
     if "different" in held:

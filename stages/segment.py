@@ -65,7 +65,7 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
     cache = Features.open(features).beside(context)
     _, centres, head_manifest = heads.load_head(head)
     check_head(head, head_manifest, cache)
-    rows = images_of(read_index(index), index, cache, params.splits)
+    rows = images_of(read_index(index), index, cache, params.segmented)
     check_merging(params.segment.merge_to, head_manifest["head"]["clusters"])
     clusters = tuple(
         params.segment.merge_to or len(centres[name]["centroids"]) for name in PREDICTORS

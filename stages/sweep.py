@@ -21,6 +21,7 @@ SEED = "seed"  # repeats an experiment: it is averaged over, unless nothing else
 NOTES = (
     "Experiments of `dvc exp show --csv`. Charts: mIoU (majority_iou, oracle), a dot for each "
     "experiment, lines through the means.",
+    "Where several data sets are scored, it is the first one.",
     "Table: mIoU with oracle mappings, the mean over all experiments with that value and, in "
     "brackets, greatest - least. Where several parameters vary, that is over the others too.",
 )
@@ -72,8 +73,8 @@ def read_experiments(path: str) -> list[dict[str, str]]:
     way_out = "run `dvc queue start`, wait for it, then `dvc exp show --csv` again."
     rows = read_rows(path, way_out)
     experiments = [row for row in rows if row.get("typ") in EXPERIMENTS]
-    columns = [score(name, matching) for name in PREDICTORS for matching in MATCHINGS]
-    scored = [row for row in experiments if all(row.get(column) for column in columns)]
+    wanted = [(name, matching) for name in PREDICTORS for matching in MATCHINGS]
+    scored = [row for row in experiments if all(score(row, *pair) for pair in wanted)]
     if not scored:
         raise InputError(
             f"{path} must hold finished experiments with the scores of metrics.json, found none "
@@ -82,9 +83,10 @@ def read_experiments(path: str) -> list[dict[str, str]]:
     return scored
 
 
-def score(predictor: str, matching: str) -> str:
-    """The column of a predictor's mIoU with an oracle mapping."""
-    return f"{predictor}.{matching}.oracle.miou"
+def score(row: dict[str, str], predictor: str, matching: str) -> str:
+    """A predictor's mIoU with an oracle mapping on the first data set scored; "" without one."""
+    ending = f".{predictor}.{matching}.oracle.miou"
+    return next((value for key, value in row.items() if key.endswith(ending) and value), "")
 
 
 def varied(rows: Sequence[dict[str, str]], path: str) -> list[str]:
@@ -116,7 +118,7 @@ def points(rows: Sequence[dict[str, str]], key: str) -> list[Point]:
 def mious(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, list[float]]]:
     """mIoU of every experiment, by matching and predictor."""
     return {
-        matching: {name: [float(row[score(name, matching)]) for row in rows] for name in PREDICTORS}
+        matching: {name: [float(score(row, name, matching)) for row in rows] for name in PREDICTORS}
         for matching in MATCHINGS
     }
 

@@ -31,7 +31,7 @@ def test_trained_heads_and_kmeans_score_as_the_stages_say(project: Project) -> N
     project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval")
     asked = ["--head", "data/head", "kmeans:context", "--clusters", "6", "--seeds", "1"]
     (table,) = tables(contest.main, *asked)
-    metrics = json.loads(Path("results/metrics.json").read_text())
+    (metrics,) = json.loads(Path("results/metrics.json").read_text()).values()
     for predictor, entry in metrics.items():
         for matching in MATCHED:
             oracle = entry[matching]["oracle"]

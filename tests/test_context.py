@@ -293,4 +293,5 @@ def test_every_stage_takes_the_context_for_every_predictor(project: Project) -> 
     _, kmeans, manifest = heads.load_head("data/head")
     assert manifest["head"]["channels"] == [32, 64]
     assert kmeans["kmeans"]["centroids"].shape == (6, 32)
-    assert json.loads(Path("results/metrics.json").read_text())["kmeans"]["k"] == 6
+    (metrics,) = json.loads(Path("results/metrics.json").read_text()).values()
+    assert metrics["kmeans"]["k"] == 6

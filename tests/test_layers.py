@@ -22,7 +22,8 @@ COMMANDS = (*STAGES, "predict")
 # They check, tell, schedule and report; no artefact's content depends on them, so that a new
 # parameter or a better message does not make DVC run the ViT again.
 NEUTRAL = {
-    f"stages/{name}.py" for name in ("__init__", "jobs", "params", "progress", "score_table")
+    f"stages/{name}.py"
+    for name in ("__init__", "jobs", "params", "progress", "score_table", "sections")
 }
 NEUTRAL.add("cache/store/errors.py")
 MODULES = sorted(p for layer in LAYERS for p in (REPOSITORY / layer).rglob("*.py"))
@@ -132,7 +133,7 @@ def test_numerics_touch_no_disk_and_no_configuration(path: Path) -> None:
         assert not roots & {"click", "matplotlib", "pydantic", "rich", "yaml"}
     if layer_of(path) == "stages":
         assert not roots & {"h5py", "shutil", "zarr"}
-        assert path.name == "params.py" or not roots & {"yaml", "pydantic"}
+        assert path.name in ("params.py", "sections.py") or not roots & {"yaml", "pydantic"}
 
 
 @pytest.mark.parametrize(
@@ -167,11 +168,11 @@ def covers(dependency: str, path: str) -> bool:
     return path == dependency or path.startswith(dependency + "/")
 
 
-def test_cache_holds_only_code() -> None:
+def test_cache_holds_only_code_and_tables() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "cache"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert listed and {Path(path).suffix for path in listed} == {".py"}
+    assert listed and {Path(path).suffix for path in listed} == {".py", ".tsv"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

@@ -29,7 +29,7 @@ MATCHINGS = ("majority_iou", "majority_count", "hungarian")
 
 def test_from_photos_to_report(project: Project) -> None:
     project.ok(*STAGES)
-    metrics = json.loads(Path("results/metrics.json").read_text())
+    (metrics,) = json.loads(Path("results/metrics.json").read_text()).values()
     assert set(metrics) == set(PREDICTORS)
     for entry in metrics.values():
         assert entry["k"] == 6 and 1 <= entry["clusters_used"] <= 6
@@ -68,7 +68,8 @@ def test_without_labels_all_stages_succeed(project: Project) -> None:
     project.ok(*STAGES[:-2])
     result = project.run("eval")
     assert result.exit_code == 0 and "no labels" in result.output
-    assert json.loads(Path("results/metrics.json").read_text())["ours"]["k"] == 6
+    (metrics,) = json.loads(Path("results/metrics.json").read_text()).values()
+    assert metrics["ours"]["k"] == 6
     project.ok("report")
 
 

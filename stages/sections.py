@@ -1,0 +1,200 @@
+"""The sections of params.yaml; the meaning of each key stands beside it in that file."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _not_tiny(value: float) -> float:
+    if value < 1e-6:
+        raise ValueError(f"must be at least 1e-6, for float32 divides by it, found {value}")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, le=1e6), AfterValidator(_not_tiny)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Rate = Annotated[float, Field(gt=0, le=10)]  # a learning rate above makes any loss infinite
+Share = Annotated[float, Field(gt=0, lt=1)]
+Block = Literal["first", "middle", "late", "last"] | Annotated[int, Field(ge=0)]
+Stored = Literal["keys"] | Block
+Level = Literal["context"] | Stored
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _expanded(value: str) -> str:
+    """A path with its environment variables, such as $EIGENSEG_DATA, put in."""
+    path = os.path.expandvars(value)
+    if "$" in path:
+        raise ValueError(f"{value} names an environment variable that is not set: export it")
+    return path
+
+
+PathText = Annotated[str, AfterValidator(_expanded)]
+
+
+class DatasetParams(Section):
+    root: PathText
+    train: str
+    eval: str
+    format: Literal["folder", "images", "cityscapes", "ade20k", "coco_stuff", "pascal_context"] = (
+        "folder"
+    )
+    classes: Count | None = None
+    subset: Count | None = None
+
+
+class BackboneParams(Section):
+    model: str
+    weights: PathText | None
+    context: dict[Stored, Positive]
+
+
+class ViewParams(Section):
+    count: Count
+    scale: (
+        Annotated[list[Annotated[float, Field(ge=0.01, le=100)]], Field(min_length=2, max_length=2)]
+        | None
+    )
+    crop: Count | None
+    flip: bool
+    colour: Annotated[float, Field(ge=0, le=2)]
+    seed: Seed
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is anything to draw: else the image as it is is trained on."""
+        return bool(self.scale or self.crop or self.flip or self.colour)
+
+    @model_validator(mode="after")
+    def _different(self) -> ViewParams:
+        if self.count > 1 and not self.drawn:
+            raise ValueError(
+                f"count ({self.count}) must be 1 where all views are the same: set scale, crop, "
+                "flip or colour"
+            )
+        if self.scale and self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale must be [least, greatest], found {self.scale}")
+        return self
+
+
+class ExtractParams(Section):
+    short_side: Annotated[int, Field(ge=1, le=16384)]
+    window: Count | None
+    stride: Count | None
+    blocks: Annotated[list[Block], Field(min_length=1)]
+    final_norm: list[Block]
+    keys: bool
+    precision: Literal["auto", "float32", "bfloat16"]
+    dtype: Literal["float16", "int8"]
+    batch: Count
+    views: ViewParams
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExtractParams:
+        if self.views.drawn and self.window:
+            raise ValueError(
+                "views are cut out by views.crop: set window and stride to null, or draw no views"
+            )
+        if (self.window is None) != (self.stride is None):
+            raise ValueError("window and stride are set together or both null")
+        if self.window and self.stride and self.stride > self.window:
+            raise ValueError(
+                f"stride ({self.stride}) must not exceed window ({self.window}): pixels between "
+                "windows would get no cluster"
+            )
+        return self
+
+
+class PixelGraphParams(Section):
+    k: Count
+    weight: NotNegative
+
+
+class ContextParams(Section):
+    components: Count
+    temperature: Positive
+    reach: Positive
+
+
+class GraphParams(Section):
+    level: Level
+    scope: Literal["group", "dataset", "batch"]
+    group_images: Count
+    rounds: Count
+    k: Count | Share
+    recall: Annotated[float, Field(gt=0, le=1)]
+    other_images: bool
+    alpha: NotNegative
+    seed: Seed
+    pixel: Annotated[list[PixelGraphParams], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _countable(self) -> GraphParams:
+        if self.scope == "dataset" and isinstance(self.k, float):
+            raise ValueError(
+                f"k ({self.k}) must be a count, such as 32, with scope dataset: a fraction of all "
+                "patches would be thousands of neighbours each"
+            )
+        if self.scope != "dataset" and self.other_images:
+            raise ValueError(
+                "other_images asks for scope dataset: the images of a batch are few and random"
+            )
+        return self
+
+
+class HeadParams(Section):
+    levels: Annotated[list[Level], Field(min_length=1)]
+    width: Count | None
+    depth: Annotated[int, Field(ge=0, le=1000)]
+    head_dim: Count
+    mlp_hidden: Count
+    level_norm: bool
+    orthogonal: bool
+    heads: Count | None
+    qkv_bias: bool
+    last_bias: bool
+
+
+class TrainParams(Section):
+    objective: Literal["neuralef", "pmi"]
+    power: Annotated[float, Field(gt=0, le=1)]
+    start: Literal["kmeans", "random"]
+    start_scale: Positive
+    epochs: Count
+    lr: Rate
+    lr_end: NotNegative
+    beta: NotNegative | None
+    tau_start: Positive
+    tau_end: Positive
+
+
+class KMeansParams(Section):
+    level: Level
+    spherical: bool
+    whiten: Count | None
+
+
+class SegmentParams(Section):
+    temperature: Positive | None
+    crf: Literal["none", "ours", "program", "program_constant_guide"]
+    merge_to: Annotated[int, Field(ge=2)] | None
+    names: PathText | None
+
+
+class EvalParams(Section):
+    labelled: Literal[1, 2, 5, 10, "all"]
+
+
+class ComputeParams(Section):
+    device: Literal["auto", "cpu", "cuda"]
+    scheduler: Annotated[str, Field(pattern=r"^(sync|threads|local|tcp://.+)$")]
+    threads: Count | None

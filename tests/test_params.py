@@ -180,7 +180,7 @@ def leaves(tree: object, key: str = "") -> dict[str, object]:
     for name, value in tree.items():
         if key == "backbones.<name>.context":
             return {key: tree}
-        name = "<name>" if key in ("datasets", "backbones") else name
+        name = "<name>" if key in ("datasets", "backbones", "protocols") else name
         found |= leaves(value, f"{key}.{name}" if key else name)
     return found
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cache.features import Features
@@ -76,6 +78,28 @@ def test_the_same_scores_alone_and_beside_others(transfer: Project) -> None:
     transfer.set("eval_on", [own])
     transfer.ok("prepare", *STAGES[:-1])
     assert json.loads(Path("results/metrics.json").read_text()) == {own: both[own]}
+
+
+def test_each_data_set_is_scored_by_every_protocol_that_one_asks_for(transfer: Project) -> None:
+    own = transfer.tree["dataset"]
+    crop = {"short_side": 90, "crop": 90, "window": None, "stride": None}
+    transfer.set("protocols", {**transfer.tree["protocols"], "crop": crop})
+    transfer.set("datasets.other.protocols", ["crop"])
+    transfer.ok("prepare", *STAGES)
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    assert {name: list(scored) for name, scored in metrics.items()} == {
+        "other": ["crop", "full"],
+        own: ["crop", "full"],
+    }
+    with open("results/per_class.csv", newline="") as file:
+        found = {(row["dataset"], row["variant"]) for row in csv.DictReader(file)}
+    assert found == {(name, protocol) for name in metrics for protocol in ("crop", "full")}
+    counts = json.loads(Path("results/counts.json").read_text())["datasets"]["other"]["counts"]
+    pixels = {name: np.sum(by["ours"]["other/test"]) for name, by in counts.items()}
+    assert pixels == {"crop": 2 * 90 * 90, "full": 2 * 96 * 128}
+    page = Path("results/report/index.html").read_text()
+    headings = [f"{name}, protocol {protocol}<" for name, protocol in found]
+    assert all(heading in page for heading in headings)
 
 
 def test_names_that_are_unknown_or_twice_are_refused(transfer: Project) -> None:

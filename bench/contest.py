@@ -132,7 +132,8 @@ def main(
     named = {text: Opponent.of(text) for text in opponents}  # all, before any takes its time
     params = load()
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
-    classes = len(read_labels("data/labels.csv", read_index("data/index.csv"))[0])
+    by_set, _ = read_labels("data/labels.csv", read_index("data/index.csv"))
+    classes = len(by_set.get(params.eval_sets[0][0], []))
     sizes = classes, clusters, patches, k, degree, epochs, functions, merge_to
     contest = Contest(params, cache, *sizes)
     rows: dict[str, list[Table]] = {}
@@ -180,7 +181,7 @@ def tokens(contest: Contest, level: str, tile: int) -> np.ndarray:
 
 def sample(contest: Contest, level: str, wanted: int, seed: int) -> np.ndarray:
     """Tokens of so many training patches, drawn as training draws them: float32 ``(n, C)``."""
-    tiles = contest.cache.tiles_of(contest.params.data.train)
+    tiles = contest.cache.tiles_of(contest.params.train_split)
     plan = sample_plan(contest.cache.sizes(tiles), wanted, np.random.default_rng([seed, 1]))
     return np.concatenate(
         [tokens(contest, level, tile)[rows] for tile, rows in zip(tiles, plan, strict=True)]
@@ -204,7 +205,7 @@ def score(contest: Contest, opponent: Opponent, seed: int) -> Table:
 def fit(contest: Contest, opponent: Opponent, seed: int) -> Callable[[Picture], np.ndarray]:
     """The fitted opponent: the patches of an image to scores ``(n, K)``."""
     if opponent.method == "dsm":
-        tiles = contest.cache.tiles_of(contest.params.data.train).tolist()
+        tiles = contest.cache.tiles_of(contest.params.train_split).tolist()
         pictures = (picture(contest, opponent.level, t) for t in track(tiles, "segments"))
         return dsm.fit(pictures, pixel_settings(contest), contest.clusters, seed).scores
     scorer = fit_rows(contest, opponent, seed)
@@ -225,7 +226,7 @@ def pixel_settings(contest: Contest) -> list[tuple[int, float]]:
 
 def groups(contest: Contest, level: str, seed: int) -> list[Group]:
     """The training split in random groups of images: tokens of a level and their kernel (Eq. 4)."""
-    tiles = contest.cache.tiles_of(contest.params.data.train)
+    tiles = contest.cache.tiles_of(contest.params.train_split)
     order = np.random.default_rng([seed, 2]).permutation(tiles)
     return [
         group_of([picture(contest, level, int(tile)) for tile in part], contest.params.graph.k,
@@ -260,7 +261,7 @@ def training_set(contest: Contest, level: str) -> tuple[np.ndarray, np.ndarray]:
     The class of a patch is that of the pixel at its centre.
     """
     rows, targets = [], []
-    for item in labelled(contest, contest.params.data.train):
+    for item in labelled(contest, contest.params.train_split):
         places = [
             ((np.arange(n) + 0.5) * side / n).astype(int)
             for n, side in zip(item.grid, item.label.shape, strict=True)
@@ -312,7 +313,7 @@ def count_pixels(
     """
     table = np.zeros((k, contest.classes), np.int64)
     refiner = CRFS[contest.params.segment.crf]
-    for item in labelled(contest, contest.params.data.eval):
+    for item in labelled(contest, contest.params.eval_sets[0][1]):
         image = read_image(item.path) if refiner else None
         height, width = item.label.shape
         ids = label_map(maps(item), height, width, image, refiner, logits=logits)

@@ -130,9 +130,9 @@ def read_data(params: Params, most: int) -> Data:
                 label = shrink(read_label(*row[1:]), *(POINTS * side for side in grid))
                 yield Image(cache.tokens(LEVEL, tile), grid, label)
 
-    data = params.data
-    train = list(images(data.train, len(rows)))
-    return Data(train, list(images(data.eval, most)), len(classes))
+    dataset, evaluated = params.eval_sets[0]
+    train = list(images(params.train_split, len(rows)))
+    return Data(train, list(images(evaluated, most)), len(classes.get(dataset, [])))
 
 
 def at_points(values: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -79,7 +79,7 @@ def main(level: str, drawn: str | None, k: int, image: int, wanted: float) -> No
 def cached_rows(level: str) -> np.ndarray:
     """Unit rows of the training split."""
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
-    tiles = cache.tiles_of(load().data.train)
+    tiles = cache.tiles_of(load().train_split)
     return unit_rows(cache.batch([level], tiles).astype(np.float32))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import numpy as np
 
-from cache.results import read_mapping
+from cache.results import read_mappings
 
 WANTED = (0.5, 0.8, 0.9, 0.95, 0.99)  # of the pixels
 MATCHING = "majority_count"
@@ -29,7 +29,7 @@ def main(results: str) -> None:
     Reads clusters.html of the report and mapping.json. Prints a table.
     """
     data = page_data(Path(results, "report/clusters.html").read_text())
-    mapping = read_mapping(Path(results, "mapping.json"))
+    mapping = next(iter(read_mappings(Path(results, "mapping.json")).values()))
     codes = mapping.clusters[data["predictor"]][MATCHING]
     share = np.array([cluster["share"] for cluster in data["clusters"]])
     names = [mapping.classes[codes[cluster["id"]]] for cluster in data["clusters"]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
 from cache.store.tables import read_table, write_table
 
-_HEADER = ("kind", "id", "value", "sha256", "table")
+_HEADER = ("kind", "id", "value", "sha256", "table", "dataset")
 _SHOWN = 20  # names or values in one error
 
 
@@ -248,25 +248,33 @@ def _some(items: Sequence[object]) -> str:
 
 
 def write_labels(
-    path: str | Path, classes: Sequence[str], rows: Sequence[LabelRow], images: Sequence[ImageRow]
+    path: str | Path,
+    classes: Mapping[str, Sequence[str]],
+    rows: Sequence[LabelRow],
+    images: Sequence[ImageRow],
 ) -> None:
-    """Write classes and labels as one CSV, atomically; without labels no class is written.
+    """Write classes and labels as one CSV, atomically.
 
     Args:
+        classes: the class names by index, of every data set with labels.
         images: the index whose ids the labels name.
     """
-    named = [("class", index, name, "", "") for index, name in enumerate(classes) if rows]
-    table = [*named, *(("image", *row) for row in rows)]
+    named = [
+        ("class", index, name, "", "", dataset)
+        for dataset, names in classes.items()
+        for index, name in enumerate(names)
+    ]
+    table = [*named, *(("image", *row, "") for row in rows)]
     write_table(path, _HEADER, table, fingerprint(images))
 
 
 def read_labels(
     path: str | Path, images: Sequence[ImageRow]
-) -> tuple[list[str], dict[int, LabelRow]]:
+) -> tuple[dict[str, list[str]], dict[int, LabelRow]]:
     """Read back what `write_labels` wrote.
 
     Returns:
-        The class names by index, and the labels by image id; both empty without labels.
+        The class names by index of every data set with labels, and the labels by image id.
 
     Raises:
         InputError: the file is missing, not as the prepare stage wrote it, or of other images.
@@ -275,6 +283,9 @@ def read_labels(
     table, made_from = read_table(path, _HEADER, way_out)
     if made_from != fingerprint(images):
         raise InputError(f"{path} must be of the images in the index, found others: {way_out}")
-    classes = [value for kind, _, value, _, _ in table if kind == "class"]
-    rows = [LabelRow(int(i), *rest) for kind, i, *rest in table if kind == "image"]
+    classes: dict[str, list[str]] = {}
+    for kind, _, value, _, _, dataset in table:
+        if kind == "class":
+            classes.setdefault(dataset, []).append(value)
+    rows = [LabelRow(int(i), *rest) for kind, i, *rest, _ in table if kind == "image"]
     return classes, {row.image: row for row in rows}

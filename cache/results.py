@@ -54,6 +54,7 @@ class ClassMapping(NamedTuple):
 class ClassScore(NamedTuple):
     """The IoU of one class in percent; NaN where the scored split has no pixel of it."""
 
+    dataset: str
     variant: str
     predictor: str
     matching: str
@@ -63,7 +64,7 @@ class ClassScore(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What eval has found.
+    """What eval has found on one data set.
 
     Attributes:
         metrics: ``{variant: {predictor: {"k", "clusters_used", matching: {"oracle"|"train":
@@ -84,55 +85,76 @@ class Evaluation(NamedTuple):
 def made_from(
     segments: Mapping[str, Any],
     images: Sequence[ImageRow],
-    classes: Sequence[str],
+    classes: Mapping[str, Sequence[str]],
     labels: Mapping[int, Sequence[object]],
     train: str,
-    evaluated: str,
+    evaluated: Sequence[tuple[str, str]],
     choices: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What an evaluation is of: fingerprints of label maps, images and labels, and the splits.
 
     Args:
         segments: manifest of the label maps.
+        classes: by data set.
+        evaluated: data sets and their splits.
         labels: by the id of their image.
         choices: JSON-able, what mappings are fitted on.
     """
     return {
         "segments": segments["fingerprint"],
         "images": fingerprint(images),
-        "labels": fingerprint(classes, list(labels.values())),
+        "labels": fingerprint(dict(classes), list(labels.values())),
         "train": train,
-        "eval": evaluated,
+        "eval": [list(item) for item in evaluated],
         **choices,
     }
 
 
-def write_evaluation(folder: str | Path, found: Evaluation, made_from: Mapping[str, Any]) -> None:
+def write_evaluation(
+    folder: str | Path, found: Mapping[str, Evaluation], made_from: Mapping[str, Any]
+) -> None:
     """Write metrics.json, mapping.json, per_class.csv and, last, counts.json with their digests.
 
     Args:
+        found: by data set.
         made_from: fingerprints and choices by name, JSON-able.
     """
     folder = Path(folder)
+    metrics = {dataset: one.metrics for dataset, one in found.items()}
+    mappings = {dataset: one.mapping for dataset, one in found.items()}
+    per_class = [row for one in found.values() for row in one.per_class]
     digests = {
-        "metrics.json": _write_json(folder / "metrics.json", found.metrics),
-        "mapping.json": write_mapping(folder / "mapping.json", found.mapping),
-        "per_class.csv": _write_per_class(folder / "per_class.csv", found.per_class),
+        "metrics.json": _write_json(folder / "metrics.json", metrics),
+        "mapping.json": write_mappings(folder / "mapping.json", mappings),
+        "per_class.csv": _write_per_class(folder / "per_class.csv", per_class),
     }
-    tables = {
-        variant: {
-            name: {split: table.tolist() for split, table in splits.items()}
-            for name, splits in counts.items()
+    sets = {
+        dataset: {
+            "classes": list(one.classes),
+            "counts": {variant: _lists(counts) for variant, counts in one.counts.items()},
         }
-        for variant, counts in found.counts.items()
+        for dataset, one in found.items()
     }
     facts = {"made_from": dict(made_from), "sha256": digests}
-    value = {"classes": list(found.classes), "counts": tables, **facts}
-    _write_json(folder / "counts.json", sealed(value))
+    _write_json(folder / "counts.json", sealed({"datasets": sets, **facts}))
 
 
-def read_evaluation(folder: str | Path, made_from: Mapping[str, Any]) -> Evaluation:
-    """Read back what `write_evaluation` wrote of these things.
+def _lists(arrays: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, list]]:
+    return {
+        name: {key: array.tolist() for key, array in inner.items()}
+        for name, inner in arrays.items()
+    }
+
+
+def _arrays(lists: Mapping[str, Mapping[str, list]]) -> dict[str, dict[str, np.ndarray]]:
+    return {
+        name: {key: np.array(values, dtype=np.int64) for key, values in inner.items()}
+        for name, inner in lists.items()
+    }
+
+
+def read_evaluation(folder: str | Path, made_from: Mapping[str, Any]) -> dict[str, Evaluation]:
+    """Read back what `write_evaluation` wrote of these things, by data set.
 
     Raises:
         InputError: a file is missing, not what was written, or of other things.
@@ -146,15 +168,13 @@ def read_evaluation(folder: str | Path, made_from: Mapping[str, Any]) -> Evaluat
         )
     for name, digest in value["sha256"].items():
         check_file(folder / name, digest, f"what is in {folder}/counts.json", _EVAL)
-    counts = {
-        variant: {
-            name: {split: np.array(table, dtype=np.int64) for split, table in splits.items()}
-            for name, splits in counts.items()
-        }
-        for variant, counts in value["counts"].items()
-    }
     metrics = read_json(folder / "metrics.json", _EVAL)
-    return Evaluation(metrics, value["classes"], counts, read_mapping(folder / "mapping.json"))
+    mappings = read_mappings(folder / "mapping.json")
+    found = {}
+    for dataset, one in value["datasets"].items():
+        counts = {variant: _arrays(tables) for variant, tables in one["counts"].items()}
+        found[dataset] = Evaluation(metrics[dataset], one["classes"], counts, mappings[dataset])
+    return found
 
 
 def check_file(path: str | Path, sha256: str, other: str, way_out: str) -> None:
@@ -174,36 +194,43 @@ def _write_json(path: Path, value: Any) -> str:
     return write_output(path, text + "\n")
 
 
-def write_mapping(path: str | Path, mapping: ClassMapping) -> str:
-    """Write the cluster-to-class mappings, by which new images' clusters get a name."""
-    clusters = {
-        name: {matching: classes.tolist() for matching, classes in matchings.items()}
-        for name, matchings in mapping.clusters.items()
+def write_mappings(path: str | Path, mappings: Mapping[str, ClassMapping]) -> str:
+    """Write the cluster-to-class mappings by data set; new images' clusters get names by them."""
+    sets = {
+        dataset: {**mapping._asdict(), "clusters": _lists(mapping.clusters)}
+        for dataset, mapping in mappings.items()
     }
-    return _write_json(Path(path), sealed(mapping._replace(clusters=clusters)._asdict()))
+    return _write_json(Path(path), sealed({"datasets": sets}))
 
 
-def read_mapping(path: str | Path) -> ClassMapping:
-    """Read back what `write_mapping` wrote.
+def read_mappings(path: str | Path) -> dict[str, ClassMapping]:
+    """Read back what `write_mappings` wrote, at least one.
 
     Raises:
         InputError: the file is missing, not what was written, or of another kind.
     """
     value = read_manifest(path, _EVAL)
     try:
-        clusters = {
-            name: {matching: np.array(c, dtype=np.int64) for matching, c in matchings.items()}
-            for name, matchings in value["clusters"].items()
+        found = {
+            dataset: ClassMapping(
+                one["head"], one["fitted_on"], one["classes"], _arrays(one["clusters"])
+            )
+            for dataset, one in value["datasets"].items()
         }
-        return ClassMapping(value["head"], value["fitted_on"], value["classes"], clusters)
+        if not found:
+            raise ValueError("no data set")
+        return found
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no mapping from clusters to classes: {_EVAL}") from error
 
 
 def _write_per_class(path: Path, rows: Iterable[ClassScore]) -> str:
-    """Write a CSV row per variant, predictor, matching, mapping, class; absent ones have no IoU."""
-    header = ("variant", "predictor", "matching", "mapping", "class", "iou")
-    table = [(*row[:5], "" if math.isnan(row.iou) else row.iou) for row in rows]
+    """Write a CSV row per data set, variant, predictor, matching, mapping and class.
+
+    An absent class has no IoU.
+    """
+    header = ("dataset", "variant", "predictor", "matching", "mapping", "class", "iou")
+    table = [(*row[:6], "" if math.isnan(row.iou) else row.iou) for row in rows]
     return write_output(path, encode(header, table))
 
 

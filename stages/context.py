@@ -69,7 +69,7 @@ def describe(params: Params, cache: Features, weights: Mapping[Any, float]) -> d
     width = sum(min(params.context.components, cache.channels(level)) for level in weights)
     choices = {
         "features": cache.manifest["fingerprint"],
-        "split": params.data.train,
+        "split": params.train_split,
         "weights": {str(level): weight for level, weight in weights.items()},
         **(params.context.model_dump() if weights else {}),
     }
@@ -84,7 +84,7 @@ def describe(params: Params, cache: Features, weights: Mapping[Any, float]) -> d
 
 def fit_context(params: Params, cache: Features, weights: Mapping[Any, float]) -> context.Context:
     """Fit the whitening of each level to a sample of the training patches."""
-    tiles = cache.training_tiles(params.data.train)
+    tiles = cache.training_tiles(params.train_split)
     plan = sample_plan(cache.sizes(tiles), SAMPLE, np.random.default_rng([SEED, 2]))
     points: list[list[np.ndarray]] = [[] for _ in weights]
     for tile, rows in zip(track(tiles, "sampling for the context"), plan, strict=True):

@@ -30,6 +30,16 @@ Samples = dict[str, set[int]]
 """Ids of the images that are counted, by what they are counted for: a split, or a choice of it."""
 
 
+class Split(NamedTuple):
+    """What is scored: a data set, the split that a mapping may be fitted on, the split whose labels
+    are scored (the same where there is an oracle alone), and the classes, none without labels."""
+
+    dataset: str
+    train: str
+    evaluated: str
+    classes: Sequence[str]
+
+
 class Tally(NamedTuple):
     """What a pass over the label maps leaves: counts, clusters in use by variant and predictor."""
 
@@ -44,21 +54,24 @@ def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -
         index, labels, segments: paths of what `prepare` and `segment` wrote.
         out: folder for metrics.json, counts.json, mapping.json and per_class.csv.
     """
-    data = params.data
     images = read_index(index)
     classes, truth = read_labels(labels, images)
+    sets, train = params.eval_sets, params.train_split
+    found = {}
     with Segments(segments) as store:
-        fitting = (data.train,) if "train" in params.eval.mapping else ()
-        rows = select(images, truth, fitting, data.eval, store, segments)
-        samples = samples_of(rows, truth, params, store)
-        tally = tally_images(rows, truth, len(classes), samples, data.eval, store)
-        main = store.main
+        for name, split in sets:
+            data = Split(name, params.fitted_on(name, split), split, classes.get(name, []))
+            fitting = (data.train,) if "train" in params.eval.mapping else ()
+            rows = select(images, truth, fitting, split, store, segments)
+            samples = samples_of(rows, truth, data, params, store)
+            tally = tally_images(rows, truth, data, samples, store)
+            found[name] = assess(tally, data, params, store.manifest["head"], store.main)
         made_from = results.made_from(
-            store.manifest, images, classes, truth, data.train, data.eval, params.eval.model_dump()
+            store.manifest, images, classes, truth, train, sets, params.eval.model_dump()
         )
-    found = assess(tally, classes, params, store.manifest["head"], main)
     results.write_evaluation(out, found, made_from)
-    print_scores(found.metrics, data.train, data.eval)
+    for name, split in sets:
+        print_scores(name, found[name].metrics, params.fitted_on(name, split), split, train)
 
 
 def select(
@@ -89,16 +102,23 @@ def select(
 
 
 def samples_of(
-    rows: Sequence[ImageRow], truth: dict[int, LabelRow], params: Params, store: Segments
+    rows: Sequence[ImageRow],
+    truth: dict[int, LabelRow],
+    data: Split,
+    params: Params,
+    store: Segments,
 ) -> Samples:
     """The splits, or the evaluation split and what is chosen of the training split, label-free."""
-    data, n = params.data, params.eval.labelled
-    splits = {name: {row.id for row in rows if row.split == name} for name in params.splits}
+    n = params.eval.labelled
+    splits = {
+        name: {row.id for row in rows if row.split == name}
+        for name in dict.fromkeys((data.train, data.evaluated))
+    }
     stored = {row.id: store.by_content[row.sha256] for row in rows}
     ids = sorted(splits[data.train] & truth.keys())
     if "train" not in params.eval.mapping:
-        return {data.eval: splits[data.eval]}
-    if n == "all" or data.train == data.eval or len(ids) <= n:
+        return {data.evaluated: splits[data.evaluated]}
+    if n == "all" or data.train == data.evaluated or len(ids) <= n:
         return splits
     k = store.clusters[PREDICTOR]
     areas = np.stack(
@@ -111,15 +131,14 @@ def samples_of(
     chosen = {"typical": most_typical(areas, n), "different": most_different(areas, n)}
     chosen |= {f"random {i}": generator.permutation(len(ids))[:n] for i in range(DRAWS)}
     by_name = {name: {ids[i] for i in places} for name, places in chosen.items()}
-    return {data.eval: splits[data.eval], **by_name}
+    return {data.evaluated: splits[data.evaluated], **by_name}
 
 
 def tally_images(
     rows: Sequence[ImageRow],
     truth: dict[int, LabelRow],
-    n_classes: int,
+    data: Split,
     samples: Samples,
-    evaluated: str,
     store: Segments,
 ) -> Tally:
     """Go through the label maps once, one image in memory at a time.
@@ -139,14 +158,14 @@ def tally_images(
         for variant, name in pairs:
             k = store.clusters[name]
             clusters = store.read(name, store.by_content[row.sha256], variant)
-            if row.split == evaluated:
+            if row.split == data.evaluated:
                 used[variant][name] |= np.bincount(clusters.ravel(), minlength=k) > 0
             if whole is None:
                 continue
             label = seen_label(whole, **store.seen(variant))
             check_size(truth[row.id].path, label, clusters)
             table = counts[variant][name]
-            found = count(clusters, label, k, n_classes)
+            found = count(clusters, label, k, len(data.classes))
             for sample in (key for key, ids in samples.items() if row.id in ids):
                 table[sample] = table.get(sample, 0) + found
     return Tally(counts, used)
@@ -166,9 +185,7 @@ def _label(row: LabelRow | None) -> np.ndarray | None:
     return None if row is None else read_label(row.path, row.sha256, row.table)
 
 
-def assess(
-    tally: Tally, classes: Sequence[str], params: Params, head: str, main: str
-) -> results.Evaluation:
+def assess(tally: Tally, data: Split, params: Params, head: str, main: str) -> results.Evaluation:
     """Score every predictor with every matching, fitted on either split or on a choice of images.
 
     With one split for both there is no `train` mapping: it would be the oracle by another name.
@@ -186,18 +203,20 @@ def assess(
     per_class: list[results.ClassScore] = []
     for variant, counts in tally.counts.items():
         fitted = fits_of(counts)
-        for origin, samples in origins_of(list(fitted), params).items():
+        for origin, samples in origins_of(list(fitted), data, params).items():
             for name, matching in product(counts, MATCHINGS):
-                table = counts[name][params.data.eval]
+                table = counts[name][data.evaluated]
                 found = [scores(confusion(table, fitted[s][name][matching])) for s in samples]
                 metrics[variant][name].setdefault(matching, {})[origin] = summary(found)
                 ious = np.mean([score.iou for score in found], axis=0)
                 per_class += [
-                    results.ClassScore(variant, name, matching, origin, label, float(iou))
-                    for label, iou in zip(classes, ious, strict=True)
+                    results.ClassScore(
+                        data.dataset, variant, name, matching, origin, label, float(iou)
+                    )
+                    for label, iou in zip(data.classes, ious, strict=True)
                 ]
-    kept = kept_mapping(tally.counts[main], classes, params, head)
-    return results.Evaluation(metrics, classes, tally.counts, kept, per_class)
+    kept = kept_mapping(tally.counts[main], data, params, head)
+    return results.Evaluation(metrics, data.classes, tally.counts, kept, per_class)
 
 
 def summary(found: Sequence[Scores]) -> dict[str, float | int]:
@@ -211,22 +230,22 @@ def summary(found: Sequence[Scores]) -> dict[str, float | int]:
 
 def kept_mapping(
     counts: Mapping[str, Mapping[str, np.ndarray]],
-    classes: Sequence[str],
+    data: Split,
     params: Params,
     head: str,
 ) -> results.ClassMapping:
     """The mapping that `predict` and pictures use: fitted on the training split if there is one."""
-    train, fitted = params.data.train, fits_of(counts)
-    fitted_on = next((s for s in (train, "different", params.data.eval) if s in fitted), None)
+    train, fitted = data.train, fits_of(counts)
+    fitted_on = next((s for s in (train, "different", data.evaluated) if s in fitted), None)
     mappings = fitted[fitted_on] if fitted_on else {}
     if fitted_on == "different":
         fitted_on = f"{train}, the {params.eval.labelled} most different images"
-    return results.ClassMapping(head, fitted_on, list(classes), mappings)
+    return results.ClassMapping(head, fitted_on, list(data.classes), mappings)
 
 
-def origins_of(labelled: Sequence[str], params: Params) -> dict[str, list[str]]:
+def origins_of(labelled: Sequence[str], data: Split, params: Params) -> dict[str, list[str]]:
     """What mappings are fitted on, by the origin's name: one sample, or several draws."""
-    train, evaluated = params.data.train, params.data.eval
+    train, evaluated = data.train, data.evaluated
     if evaluated not in labelled:
         return {}
     found = {"oracle": [evaluated]} if "oracle" in params.eval.mapping else {}
@@ -266,11 +285,11 @@ def main(params: str, index: str, labels: str, segments: str, out: str) -> None:
     """Count clusters against classes and score every matching.
 
     Reads the label maps and, where there are labels, the ground truth of the training and the
-    evaluation split. Writes metrics.json, counts.json, mapping.json and per_class.csv to results/,
-    and prints the scores: `oracle` mappings are fitted on the very labels that are scored, `train`
-    mappings on the training split's, or, where `eval.labelled` is a number, on so many of its
-    images: the most typical, the most different, and 5 draws. Without labels it counts the clusters
-    in use.
+    evaluation splits. Writes metrics.json, counts.json, mapping.json and per_class.csv to results/,
+    and prints the scores of each data set: `oracle` mappings are fitted on the very labels that are
+    scored, `train` mappings on the training split's, or, where `eval.labelled` is a number, on so
+    many of its images: the most typical, the most different, and 5 draws. A data set on which the
+    head was not trained has oracle mappings alone. Without labels it counts the clusters in use.
     """
     evaluate(load(params), index, labels, segments, out)
 

@@ -315,7 +315,7 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "bfloat16": bfloat16,
         "splits": list(dict.fromkeys(row.split for row in rows)),
         "params": {**extract.model_dump(), "max_patches": TILE_PATCHES},
-        "train": params.data.train,
+        "train": params.train_split,
         "protocols": {name: plan.model_dump() for name, plan in params.protocols_used.items()},
         "segmented": params.segmented,
         "shard_patches": SHARD_PATCHES,

@@ -76,13 +76,13 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
         out: path of the graph file to write. Interrupted, the same call goes on where it was.
     """
     cache = Features.open(features).beside(context)
-    tiles = cache.training_tiles(params.data.train)
+    tiles = cache.training_tiles(params.train_split)
     check(params, cache, tiles)
     manifest = describe(params, cache)
     with work_folder(out, manifest["fingerprint"]) as work:
         graph, gpu = params.graph, params.compute.device != "cpu"
         job = Job(
-            str(work), features, context, params.data.train, graph.level, graph.k, gpu,
+            str(work), features, context, params.train_split, graph.level, graph.k, gpu,
             graph.other_images, BLOCK_PATCHES,
         )  # fmt: skip
         names = [] if graph.scope == "batch" else make_pixel_graphs(job, tiles, params)
@@ -109,7 +109,7 @@ def check(params: Params, cache: Features, tiles: np.ndarray) -> None:
     elif graph.scope == "batch":  # no batch has fewer patches than the smallest of these
         count = batches(params, cache)
         for view in cache.views:
-            same = cache.tiles_of(params.data.train, [view])
+            same = cache.tiles_of(params.train_split, [view])
             order = np.argsort(cache.sizes(same), kind="stable")
             searched.append(same[order[: len(same) // count]])
     with way_out(FEWER):
@@ -148,7 +148,7 @@ def groups_of(
 def describe(params: Params, cache: Features) -> dict:
     """What the graphs are made from."""
     choices = params.graph.model_dump(exclude={"alpha"})
-    split = params.data.train
+    split = params.train_split
     return {
         "format": FORMAT,
         **choices,
@@ -161,7 +161,7 @@ def describe(params: Params, cache: Features) -> dict:
 
 def batches(params: Params, cache: Features) -> int:
     """How many groups, or batches, the training images are cut into."""
-    images = np.unique(cache.tiles["image"][cache.training_tiles(params.data.train)])
+    images = np.unique(cache.tiles["image"][cache.training_tiles(params.train_split)])
     return -(-len(images) // params.graph.group_images)
 
 

@@ -33,6 +33,8 @@ class Params(Section):
 
     seed: Seed
     dataset: str
+    train_on: str | None = None
+    eval_on: Annotated[list[str], Field(min_length=1)] | None = None
     backbone: str
     clusters: Annotated[int, Field(ge=2, le=65536)]
     datasets: dict[str, DatasetParams]
@@ -50,23 +52,33 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> Params:
-        for key, names in (("dataset", self.datasets), ("backbone", self.backbones)):
-            if getattr(self, key) not in names:
+        named = [("dataset", self.dataset), ("train_on", self.trained)]
+        named += [("eval_on", name) for name in self.evaluated]
+        for key, name in named:
+            if name not in self.datasets:
                 raise ValueError(
-                    f"{key}: {getattr(self, key)!r} is not one of {', '.join(names)} "
-                    f"(the entries of `{key}s`)"
+                    f"{key}: {name!r} is not one of {', '.join(self.datasets)} "
+                    "(the entries of `datasets`)"
                 )
+        if self.backbone not in self.backbones:
+            raise ValueError(
+                f"backbone: {self.backbone!r} is not one of {', '.join(self.backbones)} "
+                "(the entries of `backbones`)"
+            )
+        if len(set(self.evaluated)) < len(self.evaluated):
+            raise ValueError(f"eval_on: must name each once, found {', '.join(self.evaluated)}")
         return self
 
     @model_validator(mode="after")
     def _known_protocols(self) -> Params:
-        names = self.data.protocols or self.extract.eval
-        unknown = [name for name in names if name not in self.protocols]
-        if unknown or len(set(names)) < len(names):
-            raise ValueError(
-                f"extract.eval must name entries of `protocols` ({', '.join(self.protocols)}), "
-                f"each once, found {', '.join(names)}"
-            )
+        for dataset in self.evaluated:
+            names = self.datasets[dataset].protocols or self.extract.eval
+            unknown = [name for name in names if name not in self.protocols]
+            if unknown or len(set(names)) < len(names):
+                raise ValueError(
+                    f"extract.eval must name entries of `protocols` ({', '.join(self.protocols)}), "
+                    f"each once, found {', '.join(names)}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -103,8 +115,12 @@ class Params(Section):
 
     @property
     def protocols_used(self) -> dict[str, ProtocolParams]:
-        """How the evaluation split is looked at, by name, in order."""
-        return {name: self.protocols[name] for name in self.data.protocols or self.extract.eval}
+        """How the evaluation splits are looked at, by name, in order.
+
+        Every data set is scored by all that one of them asks for, so that they can be compared.
+        """
+        asked = [self.datasets[name].protocols or self.extract.eval for name in self.evaluated]
+        return {name: self.protocols[name] for names in asked for name in names}
 
     @property
     def trains_as_scored(self) -> bool:
@@ -115,8 +131,10 @@ class Params(Section):
 
     @property
     def segmented(self) -> tuple[str, ...]:
-        """The splits that get label maps: for a mapping of the training split's it too."""
-        return self.splits if "train" in self.eval.mapping else (self.data.eval,)
+        """The splits that get label maps, each once: what is scored, and what may fit mappings."""
+        sets, fits = self.eval_sets, "train" in self.eval.mapping
+        fitted = [self.fitted_on(*item) for item in sets if fits]
+        return tuple(dict.fromkeys([*fitted, *(split for _, split in sets)]))
 
     @property
     def used_levels(self) -> set[int | str]:
@@ -124,9 +142,44 @@ class Params(Section):
         return {self.graph.level, *self.head.levels, self.kmeans.level}
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """The training and the evaluation split, each once."""
-        return tuple(dict.fromkeys((self.data.train, self.data.eval)))
+    def trained(self) -> str:
+        """The data set whose training split is learned from."""
+        return self.train_on or self.dataset
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The data sets whose evaluation splits are scored."""
+        return self.eval_on or [self.dataset]
+
+    @property
+    def used(self) -> dict[str, tuple[str, ...]]:
+        """The splits to read, each once, by data set, that of training first."""
+        found = {self.trained: [self.datasets[self.trained].train]}
+        for name in self.evaluated:
+            found.setdefault(name, []).append(self.datasets[name].eval)
+        return {name: tuple(dict.fromkeys(splits)) for name, splits in found.items()}
+
+    def split_text(self, name: str, split: str) -> str:
+        """What a split is called from the index on: with its data set where several are used."""
+        return split if len(self.used) == 1 else f"{name}/{split}"
+
+    @property
+    def train_split(self) -> str:
+        """The training split, as the index calls it."""
+        return self.split_text(self.trained, self.datasets[self.trained].train)
+
+    @property
+    def eval_sets(self) -> list[tuple[str, str]]:
+        """The data sets to score, and their evaluation splits as the index calls them."""
+        return [(name, self.split_text(name, self.datasets[name].eval)) for name in self.evaluated]
+
+    def fitted_on(self, name: str, split: str) -> str:
+        """The split whose labels the scored mapping may be fitted on, besides its own.
+
+        That is the training split of the same data set. Where the head was trained on another,
+        whose classes are others, it is the scored split itself: there is an oracle alone.
+        """
+        return self.train_split if name == self.trained else split
 
 
 class _Loader(yaml.SafeLoader):

@@ -47,7 +47,7 @@ def _plans(
     row: ImageRow, params: Params, patch: int, most: int
 ) -> Iterator[tuple[int, list[Tile]]]:
     """The views of an image, and the tiles of each."""
-    extract, training = params.extract, row.split == params.data.train
+    extract, training = params.extract, row.split == params.train_split
     scored = row.split in params.segmented
     with way_out("change `extract.short_side`, `.window`, `.stride`, `.views` or `protocols`"):
         for number, protocol in enumerate(params.protocols_used.values()):

@@ -177,7 +177,7 @@ def find_mapping(path: str, head: str) -> store.ClassMapping | None:
     if path == "none":
         return None
     try:
-        mapping = store.read_mapping(path)
+        mapping = next(iter(store.read_mappings(path).values()))
         if mapping.head != head:
             raise InputError(
                 f"{path} must belong to this head ({head}), found the mapping of {mapping.head}: "

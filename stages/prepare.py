@@ -8,7 +8,7 @@ import click
 
 from cache import labels as store
 from cache.images import check_images
-from cache.index import write_index
+from cache.index import ImageRow, write_index
 from cache.layouts import find_layout
 from stages import Stage
 from stages.params import Params, load
@@ -16,26 +16,49 @@ from stages.progress import track
 
 
 def prepare(params: Params, out: str, labels: str) -> None:
-    """Check every image and label of the data set, and write their indices.
+    """Check every image and label of the data sets in use, and write their indices.
 
     Args:
         out: path of the index of images to write.
         labels: path of the index of labels to write.
     """
-    data = params.data
-    root, layout = data.root, find_layout(data.format, data.classes)
-    subset = {data.train: data.subset} if data.subset else {}
-    shown = partial(track, description="checking images")
-    rows = check_images(root, params.splits, shown, layout, subset)
-    classes = store.classes_of(root, layout, data.classes)
-    shown = partial(track, description="checking labels")
-    labelled = store.find_labels(root, rows, classes, shown, layout)
+    rows: list[ImageRow] = []
+    labelled: list[store.LabelRow] = []
+    classes: dict[str, list[str]] = {}
+    for name in params.used:
+        images, names, found = prepare_set(params, name)
+        if found:
+            classes[name] = names
+        labelled += [row._replace(image=len(rows) + row.image) for row in found]
+        rows += [
+            row._replace(id=len(rows) + row.id, split=params.split_text(name, row.split))
+            for row in images
+        ]
     write_index(out, rows)
     store.write_labels(labels, classes, labelled, rows)
     for split in dict.fromkeys(row.split for row in rows):
-        images = {row.id for row in rows if row.split == split}
-        count = sum(row.image in images for row in labelled)
-        click.echo(f"{split}: {len(images)} images, {count} with labels")
+        ids = {row.id for row in rows if row.split == split}
+        count = sum(row.image in ids for row in labelled)
+        click.echo(f"{split}: {len(ids)} images, {count} with labels")
+
+
+def prepare_set(
+    params: Params, name: str
+) -> tuple[list[ImageRow], list[str], list[store.LabelRow]]:
+    """The images of one data set, numbered from 0, its classes, and the labels of its images.
+
+    Where it is trained on alone, its labels are not looked at.
+    """
+    data, splits = params.datasets[name], params.used[name]
+    layout = find_layout(data.format, data.classes)
+    subset = {data.train: data.subset} if data.subset else {}
+    shown = partial(track, description=f"checking images of {name}")
+    rows = check_images(data.root, splits, shown, layout, subset)
+    if name not in params.evaluated:
+        return rows, [], []
+    classes = store.classes_of(data.root, layout, data.classes)
+    shown = partial(track, description=f"checking labels of {name}")
+    return rows, classes, store.find_labels(data.root, rows, classes, shown, layout)
 
 
 @click.command(cls=Stage)
@@ -43,10 +66,11 @@ def prepare(params: Params, out: str, labels: str) -> None:
 @click.option("--out", default="data/index.csv", help="Index of images to write.")
 @click.option("--labels", default="data/labels.csv", help="Index of labels to write.")
 def main(params: str, out: str, labels: str) -> None:
-    """Check a data set's images and write their index.
+    """Check the data sets' images and write their index.
 
-    Reads every image of both splits of `datasets.<dataset>` and, where there are labels, checks
-    them too (they are used by eval and report alone). Writes path, size, content hash and split of
+    Reads every image of the splits in use (the training split of `train_on`, the evaluation splits
+    of `eval_on`; `dataset` where these are null) and, where there are labels, checks them too (they
+    are used by eval and report alone). Writes path, size, content hash and split of
     every image to data/index.csv, and the labels' to data/labels.csv. All bad files are named at
     once.
     """

@@ -22,7 +22,7 @@ from stages.looking import read_seen, seen_label
 from stages.pages import render, write_pages
 from stages.params import Params, load
 from stages.progress import track
-from stages.score_table import print_scores
+from stages.score_table import oracle_alone, print_scores
 from stages.sweep import draw_sweep
 
 MATCHING = "majority_iou"  # that colours and charts follow
@@ -49,53 +49,84 @@ class Example(NamedTuple):
 def make_report(
     params: Params, index: str, labels: str, segments: str, results_folder: str, out: str
 ) -> None:
-    """Draw the metrics, curves and gallery as one HTML page.
+    """Draw the metrics, curves and gallery of every data set as one HTML page.
 
     Args:
         index, labels, segments, results_folder: paths of what the stages before wrote.
         out: folder of the page and its pictures to write.
     """
-    folder, split = Path(results_folder), params.data.eval
+    folder, sets, train = Path(results_folder), params.eval_sets, params.train_split
     images = read_index(index)
     classes, truth = read_labels(labels, images)
-    rows = [row for row in images if row.split == split]
     with Segments(segments) as maps:
         made_from = store.made_from(
-            maps.manifest,
-            images,
-            classes,
-            truth,
-            params.data.train,
-            split,
-            params.eval.model_dump(),
+            maps.manifest, images, classes, truth, train, sets, params.eval.model_dump()
         )
         found = store.read_evaluation(folder, made_from)
-        mapping, metrics = found.mapping, found.metrics
-        main = maps.main
         curve = store.read_curve(folder / "curve.csv", maps.manifest["curve"])
-        colours = choose_colours(mapping, maps.clusters)
-        gallery = [
-            example(number, row, truth.get(row.id), maps, colours)
-            for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
-        ]
-        title = f"{params.dataset}: names for clusters"
+        sections = []
+        for name, split in sets:
+            rows = [row for row in images if row.split == split]
+            fitted_on = params.fitted_on(name, split)
+            prefix = f"{name}_" if len(sets) > 1 else ""
+            section = draw_set(prefix, name, found[name], (fitted_on, split), rows, truth, maps)
+            if section["origins"] and fitted_on != train:
+                section["score_notes"].append(oracle_alone(train))
+            sections.append(section)
+        title = f"{', '.join(params.evaluated)}: names for clusters"
+        mapping = found[sets[0][0]].mapping
         atlas = make_atlas(title, maps.stored(images), maps, suggestion(mapping))
-    charts = class_charts(found.counts[main], mapping, split)
+        facts, main = run_facts(params, maps.manifest), maps.main
     curves = curve_charts(curve)
-    pictures = [*charts, *curves]
-    pictures += [picture for one in gallery for picture in (*one.maps, *one.eigenfunctions)]
-    shown = {
-        **run_facts(params, maps.manifest),
-        **score_tables(metrics, params.data.train, split),
-        **legend_and_notes(mapping, colours, split),
-    }
-    page = render("report.html", gallery=gallery, charts=charts, curves=curves, **shown)
+    pictures = [picture for one in sections for picture in one["pictures"]] + curves
+    page = render("report.html", sections=sections, curves=curves, **facts)
     write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
-    print_scores(metrics, params.data.train, split)
+    for name, split in sets:
+        print_scores(name, found[name].metrics, params.fitted_on(name, split), split, train)
     click.echo(f"To name the clusters: {Path(out) / 'clusters.html'}")
-    if "oracle" in shown["origins"]:
-        click.echo(verdict(metrics[main]))
+    for (name, _), section in zip(sets, sections, strict=True):
+        if "oracle" in section["origins"]:
+            click.echo(f"{name}: " * (len(sets) > 1) + verdict(found[name].metrics[main]))
     click.echo(f"Report: {Path(out) / 'index.html'}")
+
+
+def draw_set(
+    prefix: str,
+    name: str,
+    found: store.Evaluation,
+    splits: tuple[str, str],
+    rows: Sequence[ImageRow],
+    truth: Mapping[int, LabelRow],
+    maps: Segments,
+) -> dict[str, Any]:
+    """What the page shows of one data set, and all of its pictures.
+
+    Args:
+        prefix: begins the names of its pictures.
+        name: of the data set.
+        splits: what mappings may be fitted on, and the split that is scored.
+        rows: the images of that split.
+    """
+    train, split = splits
+    colours = choose_colours(found.mapping, maps.clusters)
+    gallery = [
+        example(f"{prefix}gallery_{number:02d}", row, truth.get(row.id), maps, colours)
+        for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
+    ]
+    charts = [
+        chart._replace(name=f"{prefix}{chart.name}")
+        for chart in class_charts(found.counts[maps.main], found.mapping, split)
+    ]
+    shown = [picture for one in gallery for picture in (*one.maps, *one.eigenfunctions)]
+    return {
+        "dataset": name,
+        "heading": split if prefix else "",
+        "gallery": gallery,
+        "charts": charts,
+        "pictures": [*charts, *shown],
+        **score_tables(found.metrics, train, split),
+        **legend_and_notes(found.mapping, colours, split),
+    }
 
 
 def suggestion(mapping: store.ClassMapping) -> dict[str, Any] | None:
@@ -121,7 +152,7 @@ def choose_colours(mapping: store.ClassMapping, clusters: dict[str, int]) -> Col
 
 
 def example(
-    number: int, row: ImageRow, label: LabelRow | None, maps: Segments, colours: Colours
+    prefix: str, row: ImageRow, label: LabelRow | None, maps: Segments, colours: Colours
 ) -> Example:
     """The pictures of one image: photo, ground truth, each predictor, the first eigenfunctions."""
     photo, image = read_seen(row, **maps.seen()), maps.by_content[row.sha256]
@@ -129,7 +160,7 @@ def example(
 
     def picture(name: str, caption: str, pixels: np.ndarray, smooth: bool) -> Picture:
         png = encode(pixels, WIDTH, height, smooth)
-        return Picture(f"gallery_{number:02d}_{name}", caption, png)
+        return Picture(f"{prefix}_{name}", caption, png)
 
     pictures = [picture("image", "image", photo, True)]
     if label is not None:
@@ -149,12 +180,12 @@ def example(
 def run_facts(params: Params, made_from: Mapping[str, Any]) -> dict[str, Any]:
     """Title and facts of the page; ``made_from`` is the manifest of the label maps."""
     facts = {
-        "evaluated split": params.data.eval,
-        "training split": params.data.train,
+        "evaluated split": ", ".join(split for _, split in params.eval_sets),
+        "training split": params.train_split,
         "backbone": made_from["model"],
         "seed": made_from["seed"],
     }
-    return {"title": f"eigenseg: {params.dataset}", "facts": facts}
+    return {"title": f"eigenseg: {', '.join(params.evaluated)}", "facts": facts}
 
 
 def score_tables(

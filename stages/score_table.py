@@ -11,22 +11,35 @@ from rich.table import Table
 _TEXT = ("predictor", "matching")
 
 
+def oracle_alone(learned: str) -> str:
+    """Why a data set has oracle mappings alone, where the head learned from another's split."""
+    return (
+        f"The head was trained on {learned}, another data set with other classes: the mapping is "
+        "an oracle alone."
+    )
+
+
 def print_scores(
-    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], train: str, evaluated: str
+    dataset: str,
+    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    train: str,
+    evaluated: str,
+    learned: str,
 ) -> None:
-    """Print metrics in the layout of metrics.json, and how each mapping came about.
+    """Print the metrics of one data set as in metrics.json, and how each mapping came about.
 
     Args:
-        train, evaluated: names of the splits.
+        train, evaluated: names of the splits that mappings may be fitted on, and that is scored.
+        learned: the split that the head was trained on.
     """
     held: list[str] = []
     for variant, scored in metrics.items():
-        held = print_table(variant, scored, evaluated)
-    explain(held, train, evaluated)
+        held = print_table(f"{dataset}, protocol {variant}", scored, evaluated)
+    explain(held, train, evaluated, learned)
 
 
 def print_table(
-    variant: str, metrics: Mapping[str, Mapping[str, Any]], evaluated: str
+    heading: str, metrics: Mapping[str, Mapping[str, Any]], evaluated: str
 ) -> list[str]:
     """Print the scores of a protocol, perhaps with a CRF; what its mappings are fitted on."""
     first = next(iter(metrics.values()))
@@ -34,7 +47,7 @@ def print_table(
     held = first[matchings[0]] if matchings else {}
     origins = list(held)
     table = Table(
-        title=f"Split {evaluated}, protocol {variant}"
+        title=f"{heading}, split {evaluated}"
         + ": mIoU/accuracy in % (classes covered)" * bool(held)
     )
     for heading in ("predictor", "used/K", *["matching"] * bool(held), *origins):
@@ -51,13 +64,15 @@ def print_table(
     return origins
 
 
-def explain(held: list[str], train: str, evaluated: str) -> None:
+def explain(held: list[str], train: str, evaluated: str, learned: str) -> None:
     """Print how each mapping came about."""
     console = Console()
     if not held:
         console.print(f"The split {evaluated} has no labels: there is nothing to score.")
     if "oracle" in held:
         console.print(f"oracle: mapping fitted on the labels of {evaluated}, the ones scored here.")
+    if held and learned != train:
+        console.print(oracle_alone(learned))
     if "train" in held:
         console.print(f"train: mapping fitted on the labels of {train} only.")
     if "different" in held:

@@ -22,6 +22,7 @@ SEED = "seed"  # repeats an experiment: it is averaged over, unless nothing else
 NOTES = (
     "Experiments of `dvc exp show --csv`. Charts: mIoU (majority_iou, oracle), a dot for each "
     "experiment, lines through the means.",
+    "Where several data sets or protocols are scored, it is the first one.",
     "Table: mIoU with oracle mappings, the mean over all experiments with that value and, in "
     "brackets, greatest - least. Where several parameters vary, that is over the others too.",
 )
@@ -84,7 +85,7 @@ def read_experiments(path: str) -> list[dict[str, str]]:
 
 
 def score(row: Mapping[str, str], predictor: str, matching: str) -> str:
-    """The column of a predictor's mIoU with an oracle mapping, in the first protocol of a row."""
+    """The column of a predictor's mIoU with an oracle mapping: the first data set and protocol."""
     ending = f".{predictor}.{matching}.oracle.miou"
     return next((name for name in row if name.endswith(ending) and row[name]), "")
 

@@ -45,8 +45,8 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
     return_large_arrays()
     cache = Features.open(features).beside(context)
     with Graphs(graph) as graphs:
-        graphs.check(cache.fingerprint, params.data.train)
-        tiles = cache.training_tiles(params.data.train)
+        graphs.check(cache.fingerprint, params.train_split)
+        tiles = cache.training_tiles(params.train_split)
         check_clusters(params, cache, tiles)
         manifest = describe(params, cache, graphs)
         with work_folder(out, manifest["fingerprint"]) as work:
@@ -134,7 +134,7 @@ def noise_seed(seed: int, epoch: int) -> int:
 
 def start_centres(params: Params, cache: Features) -> np.ndarray:
     """Centres of spherical K-means on a sample of the head's input: float32 ``(K, C)``."""
-    tiles, levels = cache.training_tiles(params.data.train), params.head.levels
+    tiles, levels = cache.training_tiles(params.train_split), params.head.levels
     plan = kmeans_sample(params, cache, tiles)
     tracked = zip(track(tiles, "sampling for the start"), plan, strict=True)
     points = [cache.batch(levels, [tile])[rows] for tile, rows in tracked if len(rows)]
@@ -195,7 +195,7 @@ def check_clusters(params: Params, cache: Features, tiles: np.ndarray) -> None:
     if params.clusters > patches:
         raise InputError(
             f"clusters ({params.clusters}) must not exceed the number of training patches "
-            f"({patches}): lower `clusters` or add images to split {params.data.train}"
+            f"({patches}): lower `clusters` or add images to split {params.train_split}"
         )
     for level in (*params.head.levels, params.kmeans.level):
         cache.array(level)

@@ -38,6 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
         threadpool_limits(1)
 
 
+def metrics_of() -> dict[str, Any]:
+    """The metrics of the only data set and protocol, by predictor."""
+    (by_variant,) = json.loads(Path("results/metrics.json").read_text()).values()
+    (found,) = by_variant.values()
+    return found
+
+
 def draw_scene(generator: np.random.Generator, height: int, width: int) -> tuple[Any, Any]:
     """A photo-like image and its labels: sky, meadow, road, a box, with noise."""
     labels = np.zeros((height, width), np.uint8)

@@ -22,7 +22,7 @@ from cache.store.errors import InputError
 from pipeline.maps import atlas
 from pipeline.selection import most_different, most_typical
 from stages.atlas import make_atlas
-from tests.conftest import Project, make_dataset, run_stages
+from tests.conftest import Project, make_dataset, metrics_of, run_stages
 
 STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
 
@@ -332,15 +332,16 @@ def test_names_are_of_ours_alone(named: Project) -> None:
 
 
 def test_few_labelled_images_fit_the_mapping(named: Project) -> None:
-    before = json.loads(Path("results/metrics.json").read_text())
+    before = metrics_of()
     named.set("eval.labelled", 2)
     named.ok("eval", "report")
-    after = json.loads(Path("results/metrics.json").read_text())
+    after = metrics_of()
     for name in PREDICTORS:
-        found = after["full"][name]["majority_count"]
+        found = after[name]["majority_count"]
         assert list(found) == ["oracle", "typical", "different", "random"]
-        assert found["oracle"] == before["full"][name]["majority_count"]["oracle"]
-    counts = json.loads(Path("results/counts.json").read_text())["counts"]["full"]["ours"]
+        assert found["oracle"] == before[name]["majority_count"]["oracle"]
+    (found,) = json.loads(Path("results/counts.json").read_text())["datasets"].values()
+    counts = found["counts"]["full"]["ours"]
     pixels = {sample: int(np.sum(table)) for sample, table in counts.items()}
     assert pixels == {"val": 3 * 96 * 128} | dict.fromkeys(
         ["typical", "different", *(f"random {i}" for i in range(5))], 2 * 96 * 128
@@ -348,4 +349,5 @@ def test_few_labelled_images_fit_the_mapping(named: Project) -> None:
     assert "the 2 most different images" in Path("results/mapping.json").read_text()
     named.set("eval.labelled", 10)  # more than there are: all of them
     named.ok("eval")
-    assert json.loads(Path("results/metrics.json").read_text()) == before
+    again = metrics_of()
+    assert again == before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from click.testing import CliRunner
 from bench import contest, knn, opponents
 from bench.opponents import Spectrum
 from pipeline.features.whitening import unit_rows
-from tests.conftest import Project, tables
+from tests.conftest import Project, metrics_of, tables
 
 MATCHED = ("majority_iou", "hungarian")
 
@@ -31,7 +30,7 @@ def test_trained_heads_and_kmeans_score_as_the_stages_say(project: Project) -> N
     project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval")
     asked = ["--head", "data/head", "kmeans:context", "--clusters", "6", "--seeds", "1"]
     (table,) = tables(contest.main, *asked)
-    metrics = json.loads(Path("results/metrics.json").read_text())["full"]
+    metrics = metrics_of()
     for predictor, entry in metrics.items():
         for matching in MATCHED:
             oracle = entry[matching]["oracle"]

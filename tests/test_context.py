@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from math import exp
 from pathlib import Path
@@ -18,7 +17,7 @@ from pipeline.features.context import Context, apply, average, fit
 from pipeline.features.whitening import unit_rows
 from stages import context as context_stage
 from stages import extract as extract_stage
-from tests.conftest import Project, tree_bytes
+from tests.conftest import Project, metrics_of, tree_bytes
 
 C = 8
 
@@ -293,4 +292,5 @@ def test_every_stage_takes_the_context_for_every_predictor(project: Project) -> 
     _, kmeans, manifest = heads.load_head("data/head")
     assert manifest["head"]["channels"] == [32, 64]
     assert kmeans["kmeans"]["centroids"].shape == (6, 32)
-    assert json.loads(Path("results/metrics.json").read_text())["full"]["kmeans"]["k"] == 6
+    metrics = metrics_of()
+    assert metrics["kmeans"]["k"] == 6

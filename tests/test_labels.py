@@ -199,7 +199,7 @@ def test_faults_in_classes_are_named(tmp_path: Path, text: str, message: str) ->
 
 
 def test_the_index_of_labels_comes_back(tmp_path: Path) -> None:
-    classes = ["sky", 'traffic "light", red', "Straße"]
+    classes = {"a": ["sky", 'traffic "light", red', "Straße"], "b": ["sky"]}
     rows = [LabelRow(3, "a, b.png", "ab" * 32), LabelRow(5, "c.png", "cd" * 32)]
     write_labels(tmp_path / "labels.csv", classes, rows, [])
     assert read_labels(tmp_path / "labels.csv", []) == (classes, {3: rows[0], 5: rows[1]})
@@ -207,8 +207,8 @@ def test_the_index_of_labels_comes_back(tmp_path: Path) -> None:
 
 
 def test_without_labels_the_index_is_empty(tmp_path: Path) -> None:
-    write_labels(tmp_path / "labels.csv", ["sky"], [], [])
-    assert read_labels(tmp_path / "labels.csv", []) == ([], {})
+    write_labels(tmp_path / "labels.csv", {}, [], [])
+    assert read_labels(tmp_path / "labels.csv", []) == ({}, {})
 
 
 def test_an_index_that_is_missing_or_foreign_says_what_to_run(tmp_path: Path) -> None:
@@ -221,6 +221,6 @@ def test_an_index_that_is_missing_or_foreign_says_what_to_run(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"must have the columns kind, .*run `eigenseg prepare`"):
         read_labels(tmp_path / "labels.csv", [])
     image = ImageRow(0, "val", "a", "a.jpg", 1, 1, "")
-    write_labels(tmp_path / "labels.csv", ["sky"], [], [image])
+    write_labels(tmp_path / "labels.csv", {}, [], [image])
     with pytest.raises(InputError, match="must be of the images in the index, found others"):
         read_labels(tmp_path / "labels.csv", [image._replace(path="b.jpg")])

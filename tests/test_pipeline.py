@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from cache.segments import Segments
 from pipeline.graph.kernel import feature_graph, pixel_edges
 from pipeline.head import training
 from stages import params, train
-from tests.conftest import Project, kill_when, tree_bytes
+from tests.conftest import Project, kill_when, metrics_of, tree_bytes
 
 STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "name", "eval", "report")
 PREDICTORS = ("ours", "ours_kmeans", "kmeans")
@@ -29,7 +28,7 @@ MATCHINGS = ("majority_iou", "majority_count", "hungarian")
 
 def test_from_photos_to_report(project: Project) -> None:
     project.ok(*STAGES)
-    metrics = json.loads(Path("results/metrics.json").read_text())["full"]
+    metrics = metrics_of()
     assert set(metrics) == set(PREDICTORS)
     for entry in metrics.values():
         assert entry["k"] == 6 and 1 <= entry["clusters_used"] <= 6
@@ -68,7 +67,8 @@ def test_without_labels_all_stages_succeed(project: Project) -> None:
     project.ok(*STAGES[:-2])
     result = project.run("eval")
     assert result.exit_code == 0 and "no labels" in result.output
-    assert json.loads(Path("results/metrics.json").read_text())["full"]["ours"]["k"] == 6
+    metrics = metrics_of()
+    assert metrics["ours"]["k"] == 6
     project.ok("report")
 
 

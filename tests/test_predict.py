@@ -57,7 +57,7 @@ def trained(
 
 def stored(folder: Path, predictor: str, matching: str | None) -> dict[str, np.ndarray]:
     """Label maps of the segment stage by name of the image: classes, or clusters for None."""
-    mapping = results.read_mapping(folder / "results/mapping.json")
+    (mapping,) = results.read_mappings(folder / "results/mapping.json").values()
     with Segments(folder / "data/segments.h5") as store:
         found = {
             f"{row.split}/{row.stem}": store.read(predictor, row.id)

@@ -110,6 +110,7 @@ def test_several_protocols_in_one_run(project: Project) -> None:
     project.set("extract.eval", list(PROTOCOLS))
     project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
     metrics = json.loads(Path("results/metrics.json").read_text())
+    (metrics,) = metrics.values()
     assert list(metrics) == list(PROTOCOLS)
     assert all(set(scored) == set(PREDICTORS) for scored in metrics.values())
     assert (
@@ -123,7 +124,7 @@ def test_several_protocols_in_one_run(project: Project) -> None:
         assert maps.read("ours", image, "sliding").shape == photo
         assert maps.read("ours", image, "crop").shape == (90, 90)
     page = Path("results/report/index.html").read_text()
-    assert all(f"Protocol {name}" in page for name in PROTOCOLS)
+    assert all(f"tiny, protocol {name}<" in page for name in PROTOCOLS)
     sliding = [t for t in Features.open("data/features.zarr").tiles if t["view"] == -3]
     assert {int(tile["grid_h"]) for tile in sliding} == {round(60 / 16)}
 
@@ -147,7 +148,7 @@ def test_without_a_mapping_of_the_training_split_it_gets_no_maps(project: Projec
     evaluated = sum(",val," in line for line in index)
     with Segments("data/segments.h5") as maps:
         assert len(maps.images) == evaluated
-    scored = json.loads(Path("results/metrics.json").read_text())["full"]["ours"]
+    scored = json.loads(Path("results/metrics.json").read_text())["tiny"]["full"]["ours"]
     assert set(scored["majority_iou"]) == {"oracle"}
 
 

@@ -22,7 +22,7 @@ from stages import report
 from stages.colours import NEUTRAL, blend, class_colours, colour, eigenfunction_image, palette
 from stages.drawing import encode
 from stages.report import verdict
-from tests.conftest import Project
+from tests.conftest import Project, metrics_of
 
 K = 6
 
@@ -78,16 +78,9 @@ def read_json(name: str) -> dict:
     return json.loads(Path("results", name).read_text())
 
 
-def read_metrics() -> dict:
-    """The scores of the one protocol, by predictor."""
-    metrics = read_json("metrics.json")
-    assert list(metrics) == ["full"]
-    return metrics["full"]
-
-
 def test_metrics_have_the_fixed_shape(scored: Project) -> None:
     scored.ok("eval")
-    metrics = read_metrics()
+    metrics = metrics_of()
     assert list(metrics) == list(PREDICTORS)
     for entry in metrics.values():
         assert list(entry) == ["k", "clusters_used", *MATCHINGS]
@@ -103,7 +96,7 @@ def test_metrics_have_the_fixed_shape(scored: Project) -> None:
 
 def test_scores_are_what_the_made_up_maps_deserve(scored: Project) -> None:
     scored.ok("eval")
-    metrics = read_metrics()
+    metrics = metrics_of()
     perfect = {"miou": 100.0, "accuracy": 100.0, "classes_covered": 4}
     assert metrics["ours"]["majority_iou"] == {"oracle": perfect, "train": perfect}
     assert metrics["ours"]["majority_count"]["train"] == perfect
@@ -127,14 +120,14 @@ def labels_of(project: Project, split: str) -> list[np.ndarray]:
 
 def test_the_train_mapping_is_fitted_on_training_labels_alone(scored: Project) -> None:
     scored.ok("eval")
-    before = read_metrics(), read_json("mapping.json")
-    assert before[1]["fitted_on"] == "train"
+    before = metrics_of(), read_json("mapping.json")
+    assert before[1]["datasets"]["tiny"]["fitted_on"] == "train"
     for path in (scored.folder / "photos" / "labels" / "val").iterdir():
         # Classes 0 and 1 change places in the evaluation split.
         label = np.asarray(Image.open(path))
         Image.fromarray(np.choose(label, [1, 0, 2, 3]).astype(np.uint8)).save(path)
     scored.ok("prepare", "eval")
-    after = read_metrics(), read_json("mapping.json")
+    after = metrics_of(), read_json("mapping.json")
     assert after[1] == before[1]
     assert after[0]["ours"]["majority_iou"]["oracle"]["miou"] == 100.0
     assert after[0]["ours"]["majority_iou"]["train"]["miou"] == 50.0
@@ -142,7 +135,7 @@ def test_the_train_mapping_is_fitted_on_training_labels_alone(scored: Project) -
 
 def test_counts_alone_give_every_pixel(scored: Project) -> None:
     scored.ok("eval")
-    found = results.read_evaluation("results", {})
+    (found,) = results.read_evaluation("results", {}).values()
     counts = found.counts["full"]
     assert found.classes == ["sky", "meadow", "road", "box"]
     for name in PREDICTORS:
@@ -157,7 +150,7 @@ def test_counts_alone_give_every_pixel(scored: Project) -> None:
 
 def test_the_mapping_names_clusters(scored: Project) -> None:
     scored.ok("eval")
-    mapping = results.read_mapping("results/mapping.json")
+    (mapping,) = results.read_mappings("results/mapping.json").values()
     assert mapping.head == "a1b2"
     assert mapping.classes == ["sky", "meadow", "road", "box"]
     assert mapping.clusters["ours"]["majority_iou"].tolist() == [0, 1, 2, 3, 1, -1]
@@ -166,10 +159,12 @@ def test_the_mapping_names_clusters(scored: Project) -> None:
 
 def test_per_class_ious_average_to_the_miou(scored: Project) -> None:
     scored.ok("eval")
-    metrics = read_metrics()
+    metrics = metrics_of()
     with open("results/per_class.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["variant", "predictor", "matching", "mapping", "class", "iou"]
+    assert list(rows[0]) == [
+        *("dataset", "variant", "predictor", "matching", "mapping", "class", "iou")
+    ]
     assert len(rows) == len(PREDICTORS) * len(MATCHINGS) * 2 * 4
     for name in PREDICTORS:
         ious = [
@@ -191,7 +186,7 @@ def test_the_report_ends_with_scores_verdict_and_its_place(scored: Project) -> N
     scored.ok("eval")
     output = scored.run("report").output
     assert re.search(r"kmeans\b.*majority_iou", output)
-    metrics = read_metrics()
+    metrics = metrics_of()
     ours, plain = (metrics[n]["majority_iou"]["oracle"]["miou"] for n in ("ours", "kmeans"))
     assert ours > plain
     said = f"ours beats kmeans at the same K: {ours:.1f} against {plain:.1f} mIoU (majority_iou"
@@ -206,8 +201,8 @@ def test_the_report_ends_with_scores_verdict_and_its_place(scored: Project) -> N
 def test_eval_without_training_labels_reports_the_oracle_alone(scored: Project) -> None:
     (scored.folder / "photos/labels/train").rename(scored.folder / "unused")
     scored.ok("prepare", "eval", "report")
-    assert list(read_metrics()["ours"]["hungarian"]) == ["oracle"]
-    assert read_json("mapping.json")["fitted_on"] == "val"
+    assert list(metrics_of()["ours"]["hungarian"]) == ["oracle"]
+    assert read_json("mapping.json")["datasets"]["tiny"]["fitted_on"] == "val"
     page = Path("results/report/index.html").read_text()
     assert "fitted on the labels of val, which are also the ones scored: an oracle" in page
 
@@ -215,14 +210,14 @@ def test_eval_without_training_labels_reports_the_oracle_alone(scored: Project) 
 def test_one_split_for_both_has_no_train_mapping(scored: Project) -> None:
     scored.set("datasets.tiny", {"root": "photos", "train": "val", "eval": "val"})
     scored.ok("eval")
-    assert list(read_metrics()["ours"]["majority_iou"]) == ["oracle"]
+    assert list(metrics_of()["ours"]["majority_iou"]) == ["oracle"]
 
 
 def test_labels_of_the_training_split_alone_still_name_clusters(scored: Project) -> None:
     (scored.folder / "photos/labels/val").rename(scored.folder / "unused")
     scored.ok("prepare", "eval", "report")
-    assert read_metrics()["ours"] == {"k": K, "clusters_used": 5}
-    assert read_json("mapping.json")["clusters"]["ours"]["hungarian"][0] == 0
+    assert metrics_of()["ours"] == {"k": K, "clusters_used": 5}
+    assert read_json("mapping.json")["datasets"]["tiny"]["clusters"]["ours"]["hungarian"][0] == 0
 
 
 def test_eval_and_report_without_any_labels(scored: Project) -> None:
@@ -231,12 +226,12 @@ def test_eval_and_report_without_any_labels(scored: Project) -> None:
     result = scored.run("eval")
     assert result.exit_code == 0, result.output
     assert "The split val has no labels: there is nothing to score." in result.output
-    assert read_metrics() == {
+    assert metrics_of() == {
         name: {"k": K, "clusters_used": used}
         for name, used in zip(PREDICTORS, (5, 5, 4), strict=True)
     }
-    assert read_json("counts.json")["classes"] == []
-    assert read_manifest("results/mapping.json", "") == {
+    assert read_json("counts.json")["datasets"]["tiny"]["classes"] == []
+    assert read_manifest("results/mapping.json", "")["datasets"]["tiny"] == {
         "head": "a1b2",
         "fitted_on": None,
         "classes": [],
@@ -253,9 +248,9 @@ def test_ignored_pixels_are_not_scored_but_their_clusters_are_in_use(scored: Pro
         label = np.asarray(Image.open(path))
         Image.fromarray(np.where(label == 3, 255, label).astype(np.uint8)).save(path)
     scored.ok("prepare", "eval")
-    found = read_metrics()["kmeans"]
+    found = metrics_of()["kmeans"]
     assert found["majority_iou"]["oracle"]["miou"] == 100.0
-    assert read_metrics()["ours"]["clusters_used"] == 5
+    assert metrics_of()["ours"]["clusters_used"] == 5
 
 
 def test_a_label_map_of_another_size_is_an_error(scored: Project) -> None:

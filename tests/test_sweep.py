@@ -19,7 +19,9 @@ from stages.sweep import points, read_experiments, varied
 def row(typ: str, alpha: str, seed: str, miou: float | None, **others: str) -> dict[str, Any]:
     """A row as `dvc exp show --csv` writes it; ours_kmeans and kmeans are 1 and 2 lower."""
     scores = {
-        f"full.{name}.{matching}.oracle.miou": "" if miou is None else miou - less - 20 * (i > 0)
+        f"scenes.full.{name}.{matching}.oracle.miou": ""
+        if miou is None
+        else miou - less - 20 * (i > 0)
         for less, name in enumerate(PREDICTORS)
         for i, matching in enumerate(("majority_iou", "hungarian"))
     }
@@ -47,7 +49,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def test_finished_experiments_count_and_nothing_else(tmp_path: Path) -> None:
     rows = read_experiments(write(tmp_path / "sweep.csv", ROWS))
-    assert [float(found["full.ours.majority_iou.oracle.miou"]) for found in rows] == [
+    assert [float(found["scenes.full.ours.majority_iou.oracle.miou"]) for found in rows] == [
         40,
         44,
         39,

@@ -19,6 +19,7 @@ SHIPPED = REPOSITORY / "params.yaml"
 SIZES = ("s16", "b16", "l16")
 # What the paper says of every benchmark, and its program where it is silent.
 COMMON = {
+    "eval.mapping": ["oracle"],  # as published tables
     "clusters": 256,
     "extract.blocks": ["first", "middle", "last"],
     "extract.final_norm": ["last"],
@@ -55,7 +56,6 @@ ALREADY = {
     "train.tau_end": 0.3,
     "kmeans.whiten": None,
     "segment.temperature": None,
-    "eval.mapping": ["oracle"],  # as published tables
 }
 CRF = {"segment.crf": "program"}  # it scores its sliding protocol with it
 # Short side, crop and images of a batch; other values of single keys.

@@ -166,7 +166,7 @@ def test_labels_begin_files_are_checked_and_undo_takes_all_back(
     page = Page(browser, finished)
     page.driver.find_element("id", "suggest").click()
     classes = (finished / "photos/classes.txt").read_text().splitlines()
-    mapping = json.loads((finished / "results/mapping.json").read_text())
+    (mapping,) = json.loads((finished / "results/mapping.json").read_text())["datasets"].values()
     codes = mapping["clusters"]["ours"]["majority_iou"]
     assert page.given() == ["" if code < 0 else classes[code] for code in codes]
     assert page.driver.find_elements("css selector", "#legend img, #chips b, #list img") == []

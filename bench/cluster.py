@@ -40,7 +40,7 @@ MARKERS = {
 ONE, TWO, LOST = "tcp, 1 worker", "tcp, 2 workers", "tcp, 2 workers, 1 killed"
 # Jobs enough that two workers share them evenly.
 SETTINGS = (
-    "graph.group_images=4",
+    "graph.group_patches=4800",
     "graph.rounds=1",
     "train.epochs=1",
 )

@@ -19,7 +19,7 @@ BOUND = 1.10  # the largest data set may take this much more than the smallest
 # already fills it: a shard, a group, the sample of K-means (16 x 600 patches).
 SETTINGS = (
     "clusters=16",
-    "extract.short_side=480",
+    "extract.train.short_side=480",
     "train.epochs=1",
 )
 # A process starts with the peak of the one that starts it: so a small one stands in between.

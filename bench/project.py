@@ -189,8 +189,7 @@ def make(folder: Path, size: Size) -> Path:
     settings = [
         *random_backbone(folder, size.model),
         f"clusters={size.clusters}",
-        f"extract.short_side={size.side}",
-        f"graph.group_images={size.images}",
+        f"extract.train.short_side={size.side}",
         "graph.rounds=1",
         f"compute.device={size.device}",
     ]
@@ -201,6 +200,9 @@ def make(folder: Path, size: Size) -> Path:
     )
     prepare(params, index, str(folder / "labels.csv"))
     extract(params, index, features)
+    group = size.images * Features.open(features).size(0)
+    change_params(folder / "params.yaml", folder / "params.yaml", [f"graph.group_patches={group}"])
+    params = load(folder / "params.yaml")
     make_context(params, features, context)
     make_graph(params, features, context, graph)
     return folder

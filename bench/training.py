@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -136,7 +137,7 @@ class Online:
     def photos(self) -> Generator[Tensor, None, None]:
         """Batches of pixels, float32 ``(B, 3, H, W)`` in [0, 1], read and decoded ahead."""
         size = (self.height, self.width)
-        images = self.params.graph.group_images
+        images = self.params.graph.group_patches // math.prod(self._grid())
         groups = [self.paths[i : i + images] for i in range(0, len(self.paths), images)]
 
         def read(paths: list[str]) -> Tensor:

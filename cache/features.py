@@ -32,7 +32,7 @@ from cache.store.artefact import (
 from cache.store.errors import InputError
 from cache.store.shards import Shards, finite, is_whole, layout_mark, mark_whole, shard_file
 
-FORMAT = 4
+FORMAT = 5
 # What reading a damaged store raises: Zarr, its codecs and JSON have no error in common.
 DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
 FIT = "fit.safetensors"  # what a derived level was made with

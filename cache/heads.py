@@ -19,7 +19,7 @@ from cache.store import tensors
 from cache.store.artefact import read_manifest, sweep, write_manifest
 from cache.store.errors import InputError
 
-FORMAT = 4
+FORMAT = 5
 FILES = ("head", "kmeans")
 LOG = logging.getLogger(__name__)
 

@@ -83,7 +83,7 @@ def _explain(error: Exception) -> str:
     if _for_lack_of_memory(error):
         return (
             f"the memory is too small ({str(error)[:200]}): lower `extract.batch`, "
-            "`graph.group_images`, `clusters` or the sizes of the head."
+            "`graph.group_patches`, `clusters` or the sizes of the head."
         )
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left on device" in str(error):  # HDF5 gives its own text

@@ -23,6 +23,7 @@ from pipeline.graph.kernel import (
     to_torch,
 )
 from pipeline.graph.knn import nearest, neighbour_count
+from pipeline.graph.partition import cut
 from pipeline.head.training import Batch
 from stages.params import Params
 
@@ -82,7 +83,7 @@ def draw_tiles(params: Params, cache: Features, graphs: Graphs, epoch: int) -> l
     view = cache.views[epoch % len(cache.views)]
     tiles = cache.tiles_of(graphs.manifest["split"], [view])
     drawn = np.random.default_rng([params.seed, epoch]).permutation(tiles)
-    return [np.sort(batch) for batch in np.array_split(drawn, graphs.manifest["groups"])]
+    return cut(drawn, cache.sizes(drawn), graphs.manifest["groups"])
 
 
 def load_batch(params: Params, cache: Features, graphs: Graphs, place: tuple[int, int]) -> Batch:

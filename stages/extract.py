@@ -126,8 +126,8 @@ def check_space(work: Path, tiles: int, total: int, missing: int) -> None:
     if missing > free:
         raise InputError(
             f"the disk of {work} must have room for the cache, found {free / 1e9:.2f} GB free of "
-            f"the {missing / 1e9:.2f} GB that are missing: make room, lower `extract.views.count` "
-            "or `extract.short_side`, cache fewer `extract.blocks`, or set extract.dtype to int8."
+            f"the {missing / 1e9:.2f} GB that are missing: make room, lower `extract.train.views` "
+            "or `.short_side`, cache fewer `extract.blocks`, or set extract.dtype to int8."
         )
 
 
@@ -144,8 +144,8 @@ def _job(params: Params, manifest: dict, work: Path, index: str, layout: Layout)
         device=params.compute.device,
         shard_slots=layout.shard,
         patch=manifest["patch"],
-        colour=params.extract.views.colour,
-        seed=params.extract.views.seed,
+        colour=params.extract.train.colour,
+        seed=params.extract.train.seed,
     )
 
 

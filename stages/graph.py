@@ -30,7 +30,15 @@ from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import pixel_edges
 from pipeline.graph.knn import nearest, neighbour_count
-from pipeline.graph.partition import Numbering, follow, partition, share_inside, strongest
+from pipeline.graph.partition import (
+    Numbering,
+    cut,
+    fewest_patches,
+    follow,
+    group_count,
+    share_inside,
+    strongest,
+)
 from pipeline.graph.search import (
     SAMPLE_PER_CELL,
     ExactTop,
@@ -47,9 +55,9 @@ from stages.progress import track
 
 PIXEL_TILES = 64  # tiles whose pixel graphs make one part
 BLOCK_PATCHES = 32768  # patches whose neighbours make one part, about
-PARTNERS = 64  # of each image, those that most edges join to it: enough for any batch
+PARTNERS = 64  # of each tile, those that most edges join to it: enough for any batch
 QUERIES = 500  # patches whose exact neighbours are searched, to set and to measure the recall
-FEWER = "lower `graph.k` or raise `graph.group_images`"
+FEWER = "lower `graph.k` or raise `graph.group_patches`"
 
 Groups = dict[tuple[int, int], np.ndarray]  # ids of tiles by round and number in the round
 
@@ -87,7 +95,7 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
         )  # fmt: skip
         names = [] if graph.scope == "batch" else make_pixel_graphs(job, tiles, params)
         if graph.scope == "group":
-            names += search_groups(job, random_groups(cache, tiles, graph), params)
+            names += search_groups(job, random_groups(params, cache), params)
         elif graph.scope == "dataset":
             added, facts = search_dataset(job, cache, params)
             names, manifest = names + added, {**manifest, **facts}
@@ -103,46 +111,40 @@ def check(params: Params, cache: Features, tiles: np.ndarray) -> None:
     """Find a k that is too large, or a missing level, before hours are spent."""
     graph = params.graph
     cache.array(graph.level)
-    searched = [tiles] if graph.scope == "dataset" else []
-    if graph.scope == "group":
-        searched = list(random_groups(cache, tiles, graph).values())
-    elif graph.scope == "batch":  # no batch has fewer patches than the smallest of these
-        count = batches(params, cache)
-        for view in cache.views:
-            same = cache.tiles_of(params.train_split, [view])
-            order = np.argsort(cache.sizes(same), kind="stable")
-            searched.append(same[order[: len(same) // count]])
+    if graph.scope == "dataset":
+        fewest = sum(cache.sizes(tiles))
+    else:
+        count = groups_of_round(params, cache)
+        fewest = min(
+            fewest_patches(cache.sizes(tiles_of_round(params, cache, number)), count)
+            for number in range(len(cache.views))
+        )
     with way_out(FEWER):
-        for together in searched:
-            neighbour_count(graph.k, sum(cache.sizes(together)))
+        neighbour_count(graph.k, fewest)
 
 
-def random_groups(cache: Features, tiles: np.ndarray, graph: GraphParams) -> Groups:
-    """Groups of images drawn at random; an image's tiles stay together."""
-    owner = cache.tiles["image"][tiles]
-    images = np.unique(owner).tolist()
-    rounds = partition(images, graph.group_images, graph.rounds, np.random.default_rng(graph.seed))
-    return groups_of(cache, rounds, owner, tiles)
+def tiles_of_round(params: Params, cache: Features, number: int) -> np.ndarray:
+    """The tiles of a round of groups, or of an epoch of batches: one view of each image."""
+    return cache.tiles_of(params.train_split, [cache.views[number % len(cache.views)]])
 
 
-def groups_of(
-    cache: Features,
-    rounds: Sequence[Sequence[np.ndarray]],
-    owner: np.ndarray,
-    tiles: np.ndarray,
-) -> Groups:
-    """The tiles of every group of images; a round takes one view of each.
+def groups_of_round(params: Params, cache: Features) -> int:
+    """How many groups, or batches, the tiles of a view are cut into."""
+    views = [
+        cache.sizes(tiles_of_round(params, cache, number)) for number in range(len(cache.views))
+    ]
+    return group_count(views, params.graph.group_patches)
 
-    Args:
-        rounds: images of each group of each round.
-        owner: the image of each tile, ``(tiles,)``.
-    """
-    views = cache.tiles["view"][tiles]
-    return {
-        (r, g): tiles[np.isin(owner, images) & (views == cache.views[r % len(cache.views)])]
-        for r, groups in enumerate(rounds)
-        for g, images in enumerate(groups)
-    }
+
+def random_groups(params: Params, cache: Features) -> Groups:
+    """Groups of tiles drawn at random."""
+    generator = np.random.default_rng(params.graph.seed)
+    count, groups = groups_of_round(params, cache), {}
+    for number in range(params.graph.rounds):
+        tiles = generator.permutation(tiles_of_round(params, cache, number))
+        for group, together in enumerate(cut(tiles, cache.sizes(tiles), count)):
+            groups[number, group] = together
+    return groups
 
 
 def describe(params: Params, cache: Features) -> dict:
@@ -154,15 +156,9 @@ def describe(params: Params, cache: Features) -> dict:
         **choices,
         "features": cache.fingerprint,
         "split": split,
-        "groups": batches(params, cache),
+        "groups": groups_of_round(params, cache),
         "fingerprint": fingerprint("graph", FORMAT, choices, cache.fingerprint, split),
     }
-
-
-def batches(params: Params, cache: Features) -> int:
-    """How many groups, or batches, the training images are cut into."""
-    images = np.unique(cache.tiles["image"][cache.training_tiles(params.train_split)])
-    return -(-len(images) // params.graph.group_images)
 
 
 def make_pixel_graphs(job: Job, tiles: np.ndarray, params: Params) -> list[str]:
@@ -222,15 +218,32 @@ def search_dataset(job: Job, cache: Features, params: Params) -> tuple[list[str]
     jobs = {f"neighbours-{block:06d}": (block, facts["probes"]) for block in blocks}
     names = run_parts(fill_neighbours, job, jobs, params.compute, "kNN search")
     counts, totals = edges_between(work, names, numbering)
-    generator = np.random.default_rng(graph.seed)
-    rounds = follow(counts, graph.group_images, graph.rounds, generator)
+    rounds = following_groups(params, cache, numbering, counts)
     seen = share_inside(counts, totals, rounds)
     click.echo(f"a batch sees {seen:.1%} of the edges of its patches")
-    groups = groups_of(cache, rounds, numbering.owner, numbering.tiles)
+    groups = {
+        (r, g): numbering.tiles[places]
+        for r, round_ in enumerate(rounds)
+        for g, places in enumerate(round_)
+    }
     write_tiles(work, "tiles", numbering.tiles, numbering.sizes.tolist(), numbering.blocks)
     write_groups(work, "groups", groups)
     searched = {"cells": facts["cells"], "probes": facts["probes"], "measured": facts["recall"]}
     return [*names, "tiles", "groups"], {**searched, "edges_seen": seen}
+
+
+def following_groups(
+    params: Params, cache: Features, numbering: Numbering, counts: csr_array
+) -> list[list[np.ndarray]]:
+    """For each round groups of tiles, given by their positions, that follow the counted edges."""
+    generator = np.random.default_rng(params.graph.seed)
+    count, rounds = groups_of_round(params, cache), []
+    for number in range(params.graph.rounds):
+        places = np.flatnonzero(np.isin(numbering.tiles, tiles_of_round(params, cache, number)))
+        sizes = numbering.sizes[places].tolist()
+        groups = follow(counts[places][:, places], sizes, count, generator)
+        rounds.append([places[group] for group in groups])
+    return rounds
 
 
 def build_index(
@@ -289,19 +302,19 @@ def fill_neighbours(job: Job, name: str, block: int, probes: int) -> None:
 def edges_between(
     work: Path, names: Sequence[str], numbering: Numbering
 ) -> tuple[csr_array, np.ndarray]:
-    """Count the edges between the patches of any two images; keep the most counted of each.
+    """Count the edges between the patches of any two tiles; keep the most counted of each.
 
-    Returns counts, symmetric ``(images, images)``, and all edges of each image, ``(images,)``.
+    Returns counts, symmetric ``(tiles, tiles)``, and all edges of each tile, ``(tiles,)``.
     """
-    images = int(numbering.owner[-1]) + 1
-    directed = csr_array((images, images), dtype=np.int64)
+    tiles = len(numbering.tiles)
+    directed = csr_array((tiles, tiles), dtype=np.int64)
     for block, name in enumerate(names):
         ids = read_neighbours(work, name, block)
         start = np.repeat(numbering.block_firsts[block] + np.arange(len(ids)), ids.shape[1])
         ends = ids.ravel()
         pairs = np.stack([start[ends >= 0], ends[ends >= 0]])
-        row, column = numbering.owner[numbering.tile_of(pairs)]
-        counted = coo_array((np.ones(len(row), np.int64), (row, column)), shape=(images, images))
+        row, column = numbering.tile_of(pairs)
+        counted = coo_array((np.ones(len(row), np.int64), (row, column)), shape=(tiles, tiles))
         directed = directed + counted.tocsr()
     counts = (directed + directed.T).tocsr()
     return strongest(counts, PARTNERS), counts.sum(axis=1)

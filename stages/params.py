@@ -83,10 +83,10 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _every_view_used(self) -> Params:
-        if self.graph.scope != "batch" and self.extract.views.count > self.graph.rounds:
+        if self.graph.scope != "batch" and self.extract.train.views > self.graph.rounds:
             raise ValueError(
-                f"graph.rounds ({self.graph.rounds}) must be at least extract.views.count "
-                f"({self.extract.views.count}), for a round takes one view of each image: raise "
+                f"graph.rounds ({self.graph.rounds}) must be at least extract.train.views "
+                f"({self.extract.train.views}), for a round takes one view of each image: raise "
                 "graph.rounds, or set graph.scope to batch"
             )
         return self
@@ -126,8 +126,8 @@ class Params(Section):
     def trains_as_scored(self) -> bool:
         """Whether the tiles of the first protocol are the ones to train on."""
         first = next(iter(self.protocols_used.values()))
-        same = first.short_side in (None, self.extract.short_side)
-        return same and not (first.crop or first.window or self.extract.views.drawn)
+        same = first.short_side in (None, self.extract.train.short_side)
+        return same and not (first.crop or first.window or self.extract.train.drawn)
 
     @property
     def segmented(self) -> tuple[str, ...]:

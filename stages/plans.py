@@ -12,7 +12,7 @@ from pipeline.features.tiles import Tile, plan_crop, plan_tiles, plan_windows
 from pipeline.features.views import plan_view, view_generator
 from stages import way_out
 from stages.params import Params
-from stages.sections import ExtractParams, ProtocolParams
+from stages.sections import ProtocolParams, TilesParams
 
 
 def tile_table(rows: list[ImageRow], params: Params, patch: int, most: int) -> np.ndarray:
@@ -47,67 +47,68 @@ def _plans(
     row: ImageRow, params: Params, patch: int, most: int
 ) -> Iterator[tuple[int, list[Tile]]]:
     """The views of an image, and the tiles of each."""
-    extract, training = params.extract, row.split == params.train_split
+    train, training = params.extract.train, row.split == params.train_split
     scored = row.split in params.segmented
-    with way_out("change `extract.short_side`, `.window`, `.stride`, `.views` or `protocols`"):
+    with way_out("change `extract.train` or `protocols`"):
         for number, protocol in enumerate(params.protocols_used.values()):
             shared = number == 0 and training and params.trains_as_scored
             if scored or shared:
                 yield (
                     -1 - number,
-                    protocol_tiles(row.height, row.width, protocol, extract, patch, most),
+                    protocol_tiles(row.height, row.width, protocol, train, patch, most),
                 )
         if not training or params.trains_as_scored:
             return
-        if not extract.views.drawn:
-            yield 0, _whole(row.height, row.width, extract, patch, most)
+        if not train.drawn:
+            yield 0, _whole(row.height, row.width, train.short_side, train, patch, most)
         else:
-            yield from enumerate(_views(row, extract, patch, most))
+            yield from enumerate(_views(row, train, patch, most))
 
 
 def protocol_tiles(
     height: int,
     width: int,
     protocol: ProtocolParams,
-    extract: ExtractParams,
+    train: TilesParams,
     patch: int,
     most: int,
 ) -> list[Tile]:
-    """The tiles of an image in a protocol: its centre, sliding windows, or all of it."""
-    side = protocol.short_side or extract.short_side
+    """The tiles of an image in a protocol: its centre, sliding windows, or all as in training."""
+    side = protocol.short_side or train.short_side
     if protocol.crop:
         return plan_crop(height, width, side, protocol.crop)
     if protocol.window and protocol.stride:
         return plan_windows(height, width, side, protocol.window, protocol.stride)
-    return _whole(height, width, extract.model_copy(update={"short_side": side}), patch, most)
+    return _whole(height, width, side, train, patch, most)
 
 
-def _whole(height: int, width: int, extract: ExtractParams, patch: int, most: int) -> list[Tile]:
+def _whole(
+    height: int, width: int, side: int, train: TilesParams, patch: int, most: int
+) -> list[Tile]:
     return plan_tiles(
         height,
         width,
         patch=patch,
-        short_side=extract.short_side,
-        window=extract.window,
-        stride=extract.stride,
+        short_side=side,
+        window=train.window,
+        stride=train.stride,
         max_patches=most,
     )
 
 
-def _views(row: ImageRow, extract: ExtractParams, patch: int, most: int) -> list[list[Tile]]:
+def _views(row: ImageRow, train: TilesParams, patch: int, most: int) -> list[list[Tile]]:
     """The tiles of every view of a training image."""
-    views = extract.views
     return [
         plan_view(
             row.height,
             row.width,
             patch=patch,
-            short_side=extract.short_side,
-            scale=(views.scale[0], views.scale[1]) if views.scale else None,
-            crop=views.crop,
-            flip=views.flip,
+            short_side=train.short_side,
+            scale=(train.scale[0], train.scale[1]) if train.scale else None,
+            crop=train.crop,
+            flip=train.flip,
             max_patches=most,
-            generator=view_generator(views.seed, row.sha256, number, False),
+            generator=view_generator(train.seed, row.sha256, number, False),
         )
-        for number in range(views.count)
+        for number in range(train.views)
     ]

@@ -44,7 +44,7 @@ from stages.progress import track
 MATCHINGS = ("majority_iou", "majority_count", "hungarian")
 SPLIT = "train"  # of a data set that is exported
 CONTEXT = "context"  # the level that is made of others
-TILING = ("short_side", "window", "stride", "max_patches")
+TILING = ("short_side", "window", "stride")
 
 
 class Model(NamedTuple):
@@ -294,9 +294,9 @@ def segment_image(model: Model, image: np.ndarray, choices: Choices) -> np.ndarr
         ValueError: features that are not finite.
     """
     height, width = image.shape[:2]
-    tiling = {name: model.extracted["params"][name] for name in TILING}
-    patch = model.backbone.patch
-    tiles = plan_tiles(height, width, patch=patch, **tiling)
+    patch, planned = model.backbone.patch, model.extracted["params"]
+    tiling = {name: planned["train"][name] for name in TILING}
+    tiles = plan_tiles(height, width, patch=patch, max_patches=planned["max_patches"], **tiling)
     full_h, full_w = tiles[0].resized_h, tiles[0].resized_w
     windows = list(read_windows(model, resize(image, full_h, full_w), tiles))
     grid = full_h // patch, full_w // patch

@@ -59,8 +59,21 @@ class BackboneParams(Section):
     context: dict[Stored, Positive]
 
 
-class ViewParams(Section):
-    count: Count
+def _check_windows(window: int | None, stride: int | None) -> None:
+    if (window is None) != (stride is None):
+        raise ValueError("window and stride are set together or both null")
+    if window and stride and stride > window:
+        raise ValueError(
+            f"stride ({stride}) must not exceed window ({window}): pixels between windows would "
+            "get no cluster"
+        )
+
+
+class TilesParams(Section):
+    short_side: Annotated[int, Field(ge=1, le=16384)]
+    window: Count | None
+    stride: Count | None
+    views: Count
     scale: (
         Annotated[list[Annotated[float, Field(ge=0.01, le=100)]], Field(min_length=2, max_length=2)]
         | None
@@ -76,44 +89,35 @@ class ViewParams(Section):
         return bool(self.scale or self.crop or self.flip or self.colour)
 
     @model_validator(mode="after")
-    def _different(self) -> ViewParams:
-        if self.count > 1 and not self.drawn:
+    def _different(self) -> TilesParams:
+        if self.views > 1 and not self.drawn:
             raise ValueError(
-                f"count ({self.count}) must be 1 where all views are the same: set scale, crop, "
+                f"views ({self.views}) must be 1 where all views are the same: set scale, crop, "
                 "flip or colour"
             )
         if self.scale and self.scale[0] > self.scale[1]:
             raise ValueError(f"scale must be [least, greatest], found {self.scale}")
         return self
 
+    @model_validator(mode="after")
+    def _consistent(self) -> TilesParams:
+        if self.drawn and self.window:
+            raise ValueError(
+                "views are cut out by crop: set window and stride to null, or draw no views"
+            )
+        _check_windows(self.window, self.stride)
+        return self
+
 
 class ExtractParams(Section):
-    short_side: Annotated[int, Field(ge=1, le=16384)]
-    window: Count | None
-    stride: Count | None
+    train: TilesParams
+    eval: Annotated[list[str], Field(min_length=1)]
     blocks: Annotated[list[Block], Field(min_length=1)]
     final_norm: list[Block]
     keys: bool
     precision: Literal["auto", "float32", "bfloat16"]
     dtype: Literal["float16", "int8"]
     batch: Count
-    views: ViewParams
-    eval: Annotated[list[str], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ExtractParams:
-        if self.views.drawn and self.window:
-            raise ValueError(
-                "views are cut out by views.crop: set window and stride to null, or draw no views"
-            )
-        if (self.window is None) != (self.stride is None):
-            raise ValueError("window and stride are set together or both null")
-        if self.window and self.stride and self.stride > self.window:
-            raise ValueError(
-                f"stride ({self.stride}) must not exceed window ({self.window}): pixels between "
-                "windows would get no cluster"
-            )
-        return self
 
 
 class PixelGraphParams(Section):
@@ -129,10 +133,7 @@ class ProtocolParams(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> ProtocolParams:
-        if (self.window is None) != (self.stride is None):
-            raise ValueError("window and stride are set together or both null")
-        if self.window and self.stride and self.stride > self.window:
-            raise ValueError(f"stride ({self.stride}) must not exceed window ({self.window})")
+        _check_windows(self.window, self.stride)
         if self.crop and self.window:
             raise ValueError("a protocol has a crop or windows, not both: set one to null")
         if self.short_side is None and (self.crop or self.window):
@@ -149,7 +150,7 @@ class ContextParams(Section):
 class GraphParams(Section):
     level: Level
     scope: Literal["group", "dataset", "batch"]
-    group_images: Count
+    group_patches: Count
     rounds: Count
     k: Count | Share
     recall: Annotated[float, Field(gt=0, le=1)]

@@ -96,8 +96,8 @@ class Project:
             {"model": "test_vit", "weights": str(weights), "context": {"late": 1.0, "last": 0.5}},
         )
         self.set("clusters", 6)
-        self.set("extract.short_side", 96)
-        self.set("graph.group_images", 3)
+        self.set("extract.train.short_side", 96)
+        self.set("graph.group_patches", 3 * 48)
         self.set("graph.rounds", 2)
         self.set("graph.k", 0.1)
         self.set("context.components", 16)

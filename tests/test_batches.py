@@ -19,9 +19,10 @@ from tests.conftest import Project, kill_when, tree_bytes
 
 @pytest.fixture
 def drawn(project: Project) -> Project:
-    """Three tiles an image, batches of three images' worth of tiles."""
-    project.set("extract.window", 64)
-    project.set("extract.stride", 32)
+    """Six tiles of 16 patches an image, batches of 18 tiles."""
+    project.set("extract.train.window", 64)
+    project.set("extract.train.stride", 32)
+    project.set("graph.group_patches", 18 * 16)
     project.set("graph.scope", "batch")
     project.ok("prepare", "extract", "context")
     return project

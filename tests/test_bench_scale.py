@@ -79,7 +79,7 @@ def test_the_cluster_bench_compares_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cluster, "cluster", threads)
     monkeypatch.setattr(cluster, "_with_a_loss", loss)
     size = ("--images", "8", "--height", "48", "--width", "64", "--repeats", "1")
-    settings = ("-S", "extract.short_side=48", "-S", "clusters=4", "-S", "graph.k=5")
+    settings = ("-S", "extract.train.short_side=48", "-S", "clusters=4", "-S", "graph.k=5")
     (table,) = tables(cluster.main, *size, *settings)
     rows = table["rows"]
     assert [row["case"] for row in rows[:4]] == ["sync", cluster.ONE, cluster.TWO, cluster.LOST]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,20 @@ from pipeline.features.vit import downsample
 from stages import batches, params
 from tests.conftest import Project, kill_when, tree_bytes
 
-VIEWS = {"count": 3, "scale": [0.5, 1.5], "crop": 64, "flip": True, "colour": 1.0, "seed": 0}
+VIEWS = {"views": 3, "scale": [0.5, 1.5], "crop": 64, "flip": True, "colour": 1.0, "seed": 0}
 CACHE = Path("data/features.zarr")
+
+
+def draw(project: Project, views: dict[str, Any]) -> None:
+    for key, value in views.items():
+        project.set(f"extract.train.{key}", value)
 
 
 @pytest.fixture
 def viewed(project: Project) -> Project:
-    project.set("extract.views", VIEWS)
+    draw(project, VIEWS)
     project.set("graph.scope", "batch")
+    project.set("graph.group_patches", 48)
     project.ok("prepare")
     return project
 
@@ -59,7 +66,7 @@ def test_what_is_evaluated_is_not_changed_by_views(project: Project) -> None:
     plain = Features.open(CACHE)
     former = {split: plain.batch(["last"], plain.tiles_of(split)) for split in ("train", "val")}
     assert np.array_equal(plain.training_tiles("train"), plain.tiles_of("train"))
-    project.set("extract.views", {**VIEWS, "count": 1})
+    draw(project, {**VIEWS, "views": 1})
     project.ok("extract")
     cache = Features.open(CACHE)
     for split, tokens in former.items():
@@ -83,7 +90,7 @@ def test_an_epoch_takes_one_view_of_each_image(viewed: Project) -> None:
 def test_a_round_of_stored_groups_takes_one_view(viewed: Project, scope: str) -> None:
     viewed.set("graph.scope", scope)
     viewed.set("graph.k", 4)
-    viewed.fails("graph", "graph.rounds (2) must be at least extract.views.count (3)")
+    viewed.fails("graph", "graph.rounds (2) must be at least extract.train.views (3)")
     viewed.set("graph.rounds", 3)
     viewed.ok("extract", "context", "graph", "train")
     cache = Features.open(CACHE)
@@ -115,9 +122,9 @@ def test_killed_extraction_of_views_ends_the_same(viewed: Project) -> None:
     ],
 )
 def test_views_that_cannot_be(project: Project, views: dict, text: str) -> None:
-    project.set("extract.views", views)
+    draw(project, views)
     project.fails("extract", text)
-    project.set("extract.views", VIEWS)
-    project.set("extract.window", 64)
-    project.set("extract.stride", 32)
-    project.fails("extract", "views are cut out by views.crop")
+    draw(project, VIEWS)
+    project.set("extract.train.window", 64)
+    project.set("extract.train.stride", 32)
+    project.fails("extract", "views are cut out by crop")

@@ -224,7 +224,7 @@ def test_other_choices_make_another_level(project: Project) -> None:
 
 def test_a_level_of_another_cache_is_refused(project: Project) -> None:
     project.ok("prepare", "extract", "context")
-    project.set("extract.short_side", 80)
+    project.set("extract.train.short_side", 80)
     project.ok("extract")
     project.fails("graph", "data/context.zarr was made from another feature cache", "dvc repro")
 

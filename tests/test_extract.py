@@ -73,8 +73,8 @@ def test_sizes_and_windows_share_one_table(project: Project) -> None:
     for name, size in (("tall", (60, 200)), ("dot", (3, 2)), ("wide", (400, 50))):
         Image.effect_noise(size, 60).convert("RGB").save(f"photos/images/train/{name}.png")
     shutil.rmtree("photos/labels")
-    project.set("extract.window", 64)
-    project.set("extract.stride", 48)
+    project.set("extract.train.window", 64)
+    project.set("extract.train.stride", 48)
     project.ok("prepare", "extract")
     features = Features.open(CACHE)
     for tile in range(len(features.tiles)):

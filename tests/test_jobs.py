@@ -107,8 +107,8 @@ def test_stages_that_dvc_starts_run_on_a_cluster(project: Project, address: str)
 def test_a_worker_that_is_killed_changes_nothing(
     project: Project, address: str, elsewhere: Path
 ) -> None:
-    project.set("extract.window", 32)
-    project.set("extract.stride", 16)
+    project.set("extract.train.window", 32)
+    project.set("extract.train.stride", 16)
     project.shards(16)
     project.set("compute.threads", 1)
     project.ok("prepare", "extract")

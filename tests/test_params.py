@@ -50,7 +50,7 @@ def test_all_faults_are_reported_with_their_dotted_keys(tmp_path: Path, tree: di
     with pytest.raises(InputError) as caught:
         load(tmp_path, tree)
     text = str(caught.value)
-    assert "graph.alhpa: unknown key; valid here: level, scope, group_images" in text
+    assert "graph.alhpa: unknown key; valid here: level, scope, group_patches" in text
     assert "graph.pixel.0.width: unknown key; valid here: k, weight" in text
     assert "train.lr: Input should be greater than 0, found -1.0" in text
     assert "extract.precision: Input should be 'auto', 'float32' or 'bfloat16'" in text
@@ -75,10 +75,10 @@ def test_names_and_ranges(tmp_path: Path, tree: dict, key: str, value: object, t
 
 
 def test_window_and_stride_must_fit_together(tmp_path: Path, tree: dict) -> None:
-    tree["extract"].update(window=100, stride=200)
-    with pytest.raises(InputError, match=r"extract: stride \(200\) must not exceed window"):
+    tree["extract"]["train"].update(window=100, stride=200)
+    with pytest.raises(InputError, match=r"extract.train: stride \(200\) must not exceed window"):
         load(tmp_path, tree)
-    tree["extract"].update(stride=None)
+    tree["extract"]["train"].update(stride=None)
     with pytest.raises(InputError, match="window and stride are set together or both null"):
         load(tmp_path, tree)
 

@@ -2,42 +2,71 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
-from pipeline.graph.partition import partition
+from pipeline.graph.partition import cut, fewest_patches, follow, group_count
 
-
-@pytest.mark.parametrize(("images", "size"), [(100, 16), (17, 16), (16, 16), (5, 16), (9, 1)])
-def test_every_round_holds_every_image_once(images: int, size: int) -> None:
-    ids = np.arange(1000, 1000 + images)
-    rounds = partition(ids.tolist(), size, 3, np.random.default_rng(0))
-    assert len(rounds) == 3
-    for groups in rounds:
-        np.testing.assert_array_equal(np.sort(np.concatenate(groups)), ids)
-        sizes = [len(group) for group in groups]
-        assert len(groups) == int(np.ceil(images / size))
-        assert max(sizes) <= size
-        assert max(sizes) - min(sizes) <= 1
-        assert all(group.dtype == np.int64 for group in groups)
-        assert all((np.diff(group) > 0).all() for group in groups)
+SIZES = [
+    [100] * 17,
+    [7] * 16,
+    [5, 1, 1, 1, 9, 2, 2, 30, 4, 4, 1],
+    np.random.default_rng(1).integers(1, 500, 300).tolist(),
+]
 
 
-def test_rounds_mix_the_companions() -> None:
-    first, second = partition(range(64), 8, 2, np.random.default_rng(0))
-    companions = {frozenset(group.tolist()) for group in first}
-    assert companions.isdisjoint(frozenset(group.tolist()) for group in second)
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("most", [1, 40, 700, 10_000])
+def test_every_tile_is_in_one_group_of_about_as_many_patches(sizes: list[int], most: int) -> None:
+    groups, ids = group_count([sizes], most), np.arange(1000, 1000 + len(sizes))
+    order = np.random.default_rng(0).permutation(len(sizes))
+    found = cut(ids[order], [sizes[i] for i in order], groups)
+    np.testing.assert_array_equal(np.sort(np.concatenate(found)), ids)
+    assert len(found) == groups and all((np.diff(group) > 0).all() for group in found)
+    patches = [sum(sizes[i - 1000] for i in group) for group in found]
+    assert min(patches) >= fewest_patches(sizes, groups) > 0
+    assert max(patches) < sum(sizes) / groups + max(sizes)
+    assert sum(sizes) / groups <= max(most, 2 * max(sizes))
 
 
-def test_the_generator_decides() -> None:
-    def flat(seed: int) -> list[list[list[int]]]:
-        rounds = partition(range(30), 7, 2, np.random.default_rng(seed))
-        return [[group.tolist() for group in groups] for groups in rounds]
+@pytest.mark.parametrize(("tiles", "each"), [(96, 8), (97, 8), (5, 8), (9, 1)])
+def test_tiles_of_one_size_make_groups_of_as_many(tiles: int, each: int) -> None:
+    sizes = [1200] * tiles
+    groups = group_count([sizes], each * 1200)
+    assert groups == -(-tiles // each)
+    counts = [len(group) for group in cut(np.arange(tiles), sizes, groups)]
+    assert max(counts) <= each and max(counts) - min(counts) <= 1
+    assert fewest_patches(sizes, groups) == min(counts) * 1200
 
-    assert flat(3) == flat(3)
-    assert flat(3) != flat(4)
+
+def test_views_are_cut_into_as_many_groups() -> None:
+    views = [[10] * 12, [1] * 11 + [40], [25] * 12]
+    assert group_count(views, 60) == 1  # the second has 51 patches, of which 40 in one tile
+    assert group_count(views[::2], 60) == 5
+    for view in views[::2]:
+        assert all(map(len, cut(np.arange(12), view, 5)))
 
 
-@pytest.mark.parametrize(("images", "size", "rounds"), [(0, 4, 1), (4, 0, 1), (4, 4, 0)])
-def test_nothing_to_cut_is_an_error(images: int, size: int, rounds: int) -> None:
-    text = f"{images} images, {size} a group, {rounds} rounds"
-    with pytest.raises(ValueError, match=text):
-        partition(range(images), size, rounds, np.random.default_rng(0))
+@pytest.mark.parametrize(("sizes", "most"), [([], 4), ([[]], 4), ([[4], []], 4), ([[4]], 0)])
+def test_nothing_to_cut_is_an_error(sizes: list[list[int]], most: int) -> None:
+    with pytest.raises(ValueError, match=f"groups of {most} patches"):
+        group_count(sizes, most)
+
+
+def test_following_edges_finds_planted_groups_of_uneven_tiles() -> None:
+    """Clusters of tiles of as many patches, joined among each other far more than outside."""
+    generator = np.random.default_rng(0)
+    clusters = [[8], [4, 4], [2, 2, 4], [1] * 8, [5, 3]]
+    owner = np.repeat(np.arange(5), [len(part) for part in clusters])
+    sizes = np.concatenate(clusters)
+    order = generator.permutation(len(owner))
+    owner, sizes = owner[order], sizes[order]
+    counts = np.where(owner[:, None] == owner, 100, 1) + np.diag(np.full(len(owner), 50))
+    groups = follow(csr_array(counts), sizes.tolist(), 5, np.random.default_rng(1))
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(owner)))
+    assert all(len(set(owner[group])) == 1 for group in groups)
+
+
+def test_following_goes_on_where_no_edge_leads() -> None:
+    groups = follow(csr_array((6, 6), dtype=np.int64), [3] * 6, 3, np.random.default_rng(0))
+    assert [len(group) for group in groups] == [2, 2, 2]
+    assert sorted(np.concatenate(groups).tolist()) == list(range(6))

@@ -23,10 +23,10 @@ COMMON = {
     "clusters": 256,
     "extract.blocks": ["first", "middle", "last"],
     "extract.final_norm": ["last"],
-    "extract.views.count": 4,  # the program draws new ones at each step
-    "extract.views.scale": [0.5, 2.0],
-    "extract.views.flip": True,
-    "extract.views.colour": 1.0,
+    "extract.train.views": 4,  # the program draws new ones at each step
+    "extract.train.scale": [0.5, 2.0],
+    "extract.train.flip": True,
+    "extract.train.colour": 1.0,
     "graph.level": "last",
     "graph.scope": "batch",
     "graph.k": 256,
@@ -65,7 +65,7 @@ BENCHMARKS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "cityscapes27": (1024, 768, 8, {}),
     "cityscapes19": (1024, 768, 8, CRF),
     "ade20k": (512, 512, 16, {"clusters": 512, "train.epochs": 20, **CRF}),
-    "imagenet": (520, 480, 16, {"train.epochs": 5, "extract.views.count": 1}),
+    "imagenet": (520, 480, 16, {"train.epochs": 5, "extract.train.views": 1}),
 }
 # The entry of `datasets` that each is read by.
 PLACES = {
@@ -112,13 +112,14 @@ def declared(name: str) -> dict[str, Any]:
     """All values by dotted key in which an exact preset differs from params.yaml."""
     benchmark, backbone = EXACT[name]
     short_side, crop, images, own = BENCHMARKS[benchmark]
+    patch = 14 if "l14" in backbone else 16
     values = {
         "dataset": PLACES[benchmark],
         "backbone": backbone,
         **COMMON,
-        "extract.short_side": short_side,
-        "extract.views.crop": crop,
-        "graph.group_images": images,
+        "extract.train.short_side": short_side,
+        "extract.train.crop": crop,
+        "graph.group_patches": images * round(crop / patch) ** 2,
         **own,
         **(KEYS if backbone == "dino_s16" else {}),
     }
@@ -175,9 +176,8 @@ def test_the_papers_beta_follows_from_k(name: str) -> None:
 def test_the_papers_values() -> None:
     params = load(REPOSITORY / "presets/paper.yaml")
     assert params.vit.model.startswith("vit_small_patch16_384.augreg_in21k")
-    assert (params.clusters, params.graph.group_images, params.graph.alpha) == (256, 16, 0.3)
-    patches = (384 // 16) ** 2 * 16
-    assert params.graph.k == pytest.approx(256 / 14_400, rel=0.02) and patches > 256
+    assert (params.clusters, params.graph.group_patches, params.graph.alpha) == (256, 14_400, 0.3)
+    assert params.graph.k == pytest.approx(256 / 14_400, rel=0.02)
     assert [(p.k, p.weight) for p in params.graph.pixel] == [(10, 2.0), (5, 0.1)]
     assert params.head.levels == ["first", "middle", "last"] and params.head.width is None
     assert (params.head.depth, params.head.head_dim, params.head.mlp_hidden) == (2, 64, 576)
@@ -201,7 +201,7 @@ def test_an_exact_preset_runs(project: Project, name: str) -> None:
     exact = yaml.safe_load((REPOSITORY / f"presets/{name}.yaml").read_text())
     for section in ("extract", "graph", "head", "train", "kmeans", "segment"):
         project.set(section, exact[section])
-    small = {"extract.short_side": 96, "extract.views.crop": 64, "graph.group_images": 3}
+    small = {"extract.train.short_side": 96, "extract.train.crop": 64, "graph.group_patches": 48}
     small |= {"graph.k": 20, "head.head_dim": 16, "train.epochs": 2}
     for key, value in small.items():
         project.set(key, value)

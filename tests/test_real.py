@@ -33,7 +33,7 @@ def test_neighbours_in_a_real_graph_share_their_class(
         "context": {"late": 1.0},
     }
     project.set("backbones.tiny", model)
-    project.set("extract.short_side", 252)
+    project.set("extract.train.short_side", 252)
     project.shards(2000)
     project.set("graph.k", 10)
     project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval")

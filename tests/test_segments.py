@@ -327,8 +327,8 @@ def test_centres_of_the_heads_own_clusters_are_means_of_their_features(trained: 
 
 
 def test_stage_with_windows_covers_the_image(project: Project) -> None:
-    project.set("extract.window", 64)
-    project.set("extract.stride", 32)
+    project.set("extract.train.window", 64)
+    project.set("extract.train.stride", 32)
     project.set("train.epochs", 1)
     project.ok("prepare", "extract", "context", "graph", "train", "segment")
     assert len(Features.open("data/features.zarr").tiles) > 9
@@ -402,7 +402,7 @@ def test_stage_names_what_does_not_fit(trained: Project) -> None:
     trained.fails("segment", "must hold the same images in the same order", "among 8")
     write_index("data/index.csv", rows)
 
-    trained.set("extract.short_side", 64)
+    trained.set("extract.train.short_side", 64)
     trained.ok("extract", "context")
     trained.fails("segment", "was trained on another feature cache", "run `eigenseg train`")
     shutil.rmtree("data/head")

@@ -1,4 +1,4 @@
-"""The groups of images that share a feature graph, and how the patches of a split are numbered."""
+"""The groups of tiles that share a feature graph, and how the patches of a split are numbered."""
 
 from __future__ import annotations
 
@@ -9,75 +9,85 @@ import numpy as np
 from scipy.sparse import csr_array
 
 
-def partition(
-    images: Sequence[int], size: int, rounds: int, generator: np.random.Generator
-) -> list[list[np.ndarray]]:
-    """Cut the images into groups, afresh in each round.
+def group_count(sizes: Sequence[Sequence[int]], most: int) -> int:
+    """How many groups tiles are cut into, the same for every view.
 
     Args:
-        images: ids, each standing for one image (or tile).
-        size: images a group holds at most. The number of groups is the least that respects it, and
-            their sizes differ by at most one, so that no group ends up with a handful of images
-            and a far denser graph than its peers.
-        rounds: independent partitions.
-
-    Returns:
-        Rounds x groups of int64 ``(images,)`` ids, rising within a group. Every round holds every
-        id once; rounds mix the companions anew.
+        sizes: of each view the patches of its tiles.
+        most: patches of a group. A group holds one tile at least, however large.
 
     Raises:
         ValueError: there is nothing to cut.
     """
-    if not len(images) or size < 1 or rounds < 1:
+    if not sizes or not all(sizes) or most < 1:
         raise ValueError(
-            "a partition needs at least one image, one image per group and one round, found "
-            f"{len(images)} images, {size} a group, {rounds} rounds"
+            f"groups need tiles in every view, of a patch at least, found {[*map(len, sizes)]} "
+            f"tiles and groups of {most} patches"
         )
-    ids = np.asarray(images, dtype=np.int64)
-    groups = -(-len(ids) // size)
-    return [
-        [np.sort(group) for group in np.array_split(generator.permutation(ids), groups)]
-        for _ in range(rounds)
-    ]
+    wanted = max(-(-sum(view) // most) for view in sizes)
+    return min(wanted, *(sum(view) // max(view) for view in sizes))
+
+
+def cut(tiles: np.ndarray, sizes: Sequence[int], groups: int) -> list[np.ndarray]:
+    """Cut tiles, in this order, into groups of as many patches as can be.
+
+    A group begins with the tile in which its share of all patches begins. So it has at most one
+    tile more than that share, and there is one in every group of `group_count`.
+
+    Args:
+        tiles: ids, ``(tiles,)``, and ``sizes``, the patches of each.
+
+    Returns:
+        For each group the ids, rising.
+    """
+    ends = np.cumsum(sizes, dtype=np.int64)
+    number = (ends - sizes) * groups // ends[-1]
+    return [np.sort(group) for group in np.split(tiles, np.searchsorted(number, range(1, groups)))]
+
+
+def fewest_patches(sizes: Sequence[int], groups: int) -> int:
+    """The patches that every group of `cut` has at least, in whatever order tiles come."""
+    ordered = sorted(sizes)
+    tiles = sum(sizes) // groups // ordered[-1]
+    return sum(ordered[: max(1, tiles)])
 
 
 def follow(
-    counts: csr_array, size: int, rounds: int, generator: np.random.Generator
-) -> list[list[np.ndarray]]:
-    """Cut the images into groups of neighbours: a batch that sees most edges of its patches.
+    counts: csr_array, sizes: Sequence[int], groups: int, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Cut tiles into groups of neighbours: batches that see most edges of their patches.
 
-    A group begins with an image drawn at random and takes, one by one, the image that most edges
-    join to those it holds (of equals the first), or one at random where no edge leads on.
+    A group begins with a tile drawn at random and takes, one by one, the tile that most edges join
+    to those it holds (of equals the first), or one at random where no edge leads on.
 
     Args:
-        counts: ``(images, images)``, edges between the patches of two images.
-        size, rounds: as in `partition`; so are the sizes of the groups.
+        counts: ``(tiles, tiles)``, edges between the patches of two tiles.
+        sizes: patches of each tile.
+        groups: of `group_count`; they are filled as those of `cut`.
 
     Returns:
-        Rounds x groups of int64 ``(images,)`` positions, rising within a group.
+        For each group the positions of its tiles, int64, rising.
     """
-    images = counts.shape[0]
-    sizes = [len(part) for part in np.array_split(np.arange(images), -(-images // size))]
-    return [_follow_once(counts, sizes, generator.permutation(images)) for _ in range(rounds)]
-
-
-def _follow_once(counts: csr_array, sizes: list[int], order: np.ndarray) -> list[np.ndarray]:
-    free = np.ones(len(order), bool)
-    groups, waiting = [], iter(order)
-    for size in sizes:
-        joined = np.zeros(len(order))
-        group: list[int] = []
-        while len(group) < size:
-            candidates = np.where(free, joined, 0)
-            best = int(candidates.argmax())
-            if not candidates[best]:
-                best = int(next(image for image in waiting if free[image]))
-            free[best] = False
-            group.append(best)
-            row = slice(counts.indptr[best], counts.indptr[best + 1])
-            joined[counts.indices[row]] += counts.data[row]
-        groups.append(np.sort(np.array(group, np.int64)))
-    return groups
+    waiting = iter(generator.permutation(len(sizes)).tolist())
+    free, joined = np.ones(len(sizes), bool), np.zeros(len(sizes))
+    found: list[list[int]] = [[] for _ in range(groups)]
+    near, begun, total = np.zeros(0, np.int64), 0, sum(sizes)
+    while begun < total:
+        group = found[begun * groups // total]
+        if not group:
+            joined[near], near = 0, near[:0]
+        near = near[free[near]]
+        if len(near):
+            best = int(near[joined[near].argmax()])
+        else:
+            best = next(tile for tile in waiting if free[tile])
+        free[best] = False
+        group.append(best)
+        begun += sizes[best]
+        row = slice(counts.indptr[best], counts.indptr[best + 1])
+        joined[counts.indices[row]] += counts.data[row]
+        near = np.union1d(near, counts.indices[row])
+    return [np.sort(np.array(group, np.int64)) for group in found]
 
 
 def strongest(counts: csr_array, most: int) -> csr_array:
@@ -97,8 +107,8 @@ def share_inside(
 
     Args:
         counts: as in `follow`; where it lacks the rarest, the share is a little higher than told.
-        totals: ``(images,)``, all edges of each image's patches.
-        rounds: groups of positions of images.
+        totals: ``(tiles,)``, all edges of each tile's patches.
+        rounds: groups of positions of tiles.
     """
     shares = []
     for group in (group for groups in rounds for group in groups):

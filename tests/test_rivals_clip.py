@@ -143,24 +143,30 @@ def test_an_archive_holds_the_images_nearest_to_the_text() -> None:
     assert reco.archives(images, texts, 50).shape == (2, 4)
 
 
-def test_references_come_from_the_archive_of_each_class(
-    clip: maskclip.Clip, monkeypatch: pytest.MonkeyPatch
+def test_references_come_from_the_archive_of_each_class_under_its_text(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reco, "embedding", lambda clip, image: clip.texts[image[0, 0, 0] % 4])
-    things = np.eye(8, dtype=np.float32)
+    things, texts = np.eye(5, dtype=np.float32), torch.eye(4)
 
-    def picture(number: int) -> Picture:  # a thing of its class, and one of its own
-        return Picture(things[[number % 4] * 3 + [4 + number // 4]], np.zeros((4, 3)), (2, 2))
+    def picture(number: int) -> Picture:  # left the thing of a class, right one that all share
+        return Picture(things[[number % 4, 4] * 2], np.zeros((4, 3)), (2, 2))
 
-    def pixels(number: int) -> np.ndarray:
-        return np.full((32, 32, 3), number, np.uint8)
+    def attention(clip: maskclip.Clip, image: int, grid: tuple[int, int]) -> torch.Tensor:
+        left = torch.tensor([1, 0]).expand(2, 2)  # of the class's text; others look to the right
+        return torch.stack([left if label == image % 4 else 1 - left for label in range(4)])
 
-    found = reco.fit(clip, 12, pixels, picture, most=3)
+    monkeypatch.setattr(reco, "embedding", lambda clip, image: texts[image % 4])
+    monkeypatch.setattr(reco, "attention", attention)
+    found = reco.fit(maskclip.Clip(None, None, texts), 12, lambda i: i, picture, most=3)
     np.testing.assert_allclose(found, things[:4], atol=1e-6)
-    seen = Picture(things[:4], np.zeros((4, 3)), (2, 2))
-    scores = reco.scores(clip, found, seen, pixels(7)).flatten(1)
-    likely = torch.sigmoid(10 * maskclip.cosines(clip, pixels(7)))
+
+
+def test_scores_are_cosines_to_the_references_times_what_clip_says(clip: maskclip.Clip) -> None:
+    image, things = np.full((32, 32, 3), 7, np.uint8), np.eye(8, dtype=np.float32)
+    seen = Picture(3 * things[:4], np.zeros((4, 3)), (2, 2))
+    likely = torch.sigmoid(10 * maskclip.cosines(clip, image))
     likely = F.interpolate(likely[None], (2, 2), mode="bilinear")[0].flatten(1)
+    scores = reco.scores(clip, things[:4], seen, image).flatten(1)
     torch.testing.assert_close(scores, torch.sigmoid(torch.eye(4)) * likely)
 
 
@@ -196,7 +202,7 @@ def test_without_open_clip_they_say_what_to_install(
 
 @pytest.mark.parametrize("model", ["local-dir:nowhere", "ViT-Z-16", "ViT-B-16"])
 def test_a_clip_that_cannot_be_had_is_refused(folder: Path, model: str) -> None:
-    with pytest.raises(click.ClickException, match="cannot load .* --clip-model local-dir:"):
+    with pytest.raises(click.ClickException, match=r"cannot load .* --clip-model local-dir:"):
         maskclip.load(model, "no-such-tag", CLASSES)
 
 

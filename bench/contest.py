@@ -131,7 +131,11 @@ class Opponent(NamedTuple):
 @click.option("--functions", default=32, show_default=True, help="Eigenfunctions of these two.")
 @click.option("--merge-to", type=int, help="Segments that clusters of the heads are merged to.")
 @click.option(
-    "--archive", default=50, show_default=True, help="Images of a class that reco looks at."
+    "--archive",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Images of a class that reco looks at.",
 )
 @click.option(
     "--clip-model",

@@ -1,7 +1,8 @@
 """The contest: trained heads against K-means, spectral methods, other objectives, a linear probe.
 
 All see the same cache of whole images and are scored on the evaluation split at full resolution,
-with an oracle mapping from clusters to classes.
+with an oracle mapping from clusters to classes. MaskCLIP and ReCo know the classes by their names:
+they see the images through CLIP, and there is nothing to map.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bench.opponents import (
     ncut,
     spectral,
 )
-from bench.rivals import dsm, functions
+from bench.rivals import dsm, functions, maskclip, reco
 from bench.rivals.dsm import Picture
 from bench.rivals.functions import Group, Objective, group_of
 from bench.rivals.objectives import NeuralEF, Spin
@@ -52,7 +53,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "neuralef": NeuralEF,
     "spin": partial(Spin, decay=0.9),
 }
-RIVALS = ("dsm", *OBJECTIVES)
+MASKCLIP = "maskclip"
+BY_NAME = (MASKCLIP, "reco")  # of classes, whose seeds change nothing
+RIVALS = ("dsm", *OBJECTIVES, "reco")
 GROUP_IMAGES = 8  # whose patches are one batch of neuralef and spin
 
 Table = dict[str, tuple[float, float]]  # mIoU and accuracy in percent, by matching
@@ -71,6 +74,8 @@ class Contest(NamedTuple):
     epochs: int  # of the probe, neuralef and spin
     functions: int  # of neuralef and spin
     merge_to: int | None  # segments that clusters of trained heads are merged to
+    archive: int  # images of a class that reco co-segments
+    clip: maskclip.Clip | None  # of maskclip and reco
 
 
 class Labelled(NamedTuple):
@@ -86,23 +91,29 @@ class Opponent(NamedTuple):
     """A method, the level that it looks at, and to how many dimensions it whitens first."""
 
     method: str
-    level: str
+    level: str  # "" for maskclip, which has its own ViT
     whiten: int | None
 
     @classmethod
     def of(cls, text: str) -> Opponent:
-        """``method:level`` or ``method:level:dimensions``, such as kmeans:late:64."""
+        """``method:level`` or ``method:level:dimensions``, such as kmeans:late:64; or maskclip."""
+        if text == MASKCLIP:
+            maskclip.import_open_clip()
+            return cls(MASKCLIP, "", None)
         others = "|".join((PROBE, *RIVALS))  # they take the tokens as they are
         matched = re.fullmatch(rf"({'|'.join(WHITENED)}|{others}):(\w+)(?::(\d+))?", text)
         if not matched or (matched[3] and matched[1] not in WHITENED):
             raise click.BadParameter(
-                f"an opponent is one of {', '.join((*WHITENED, PROBE, *RIVALS))}, a level, and for "
+                f"an opponent is {MASKCLIP}, or one of "
+                f"{', '.join((*WHITENED, PROBE, *RIVALS))}, a level, and for "
                 f"{', '.join(WHITENED)} perhaps to how many dimensions to whiten, such as "
                 f"kmeans:late:64; found {text!r}"
             )
         method, level, whiten = matched.groups()
         if method == "ncut":
             import_ncut()
+        if method in BY_NAME:
+            maskclip.import_open_clip()
         return cls(method, level, int(whiten) if whiten else None)
 
 
@@ -119,12 +130,29 @@ class Opponent(NamedTuple):
 @click.option("--epochs", default=20, show_default=True, help="Passes of probe, neuralef, spin.")
 @click.option("--functions", default=32, show_default=True, help="Eigenfunctions of these two.")
 @click.option("--merge-to", type=int, help="Segments that clusters of the heads are merged to.")
+@click.option(
+    "--archive",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Images of a class that reco looks at.",
+)
+@click.option(
+    "--clip-model",
+    default="ViT-B-16-quickgelu",
+    show_default=True,
+    help="Of maskclip and reco: a model of open_clip, or local-dir:<folder>.",
+)
+@click.option(
+    "--clip-pretrained", default="openai", show_default=True, help="Its weights: a tag or a file."
+)
 def main(
     opponents: tuple[str, ...], folders: tuple[str, ...], clusters: int, seeds: int, patches: int,
-    k: int, degree: float | None, epochs: int, functions: int, merge_to: int | None,
+    k: int, degree: float | None, epochs: int, functions: int, merge_to: int | None, archive: int,
+    clip_model: str, clip_pretrained: str,
 ) -> None:  # fmt: skip
     """Score OPPONENTS (kmeans:last, kmeans:late:64, spectral:late:64, ncut:last, dsm:last,
-    neuralef:last, spin:last, probe:late).
+    neuralef:last, spin:last, probe:late, maskclip, reco:last).
 
     Reads data/ and params.yaml of the folder it runs in; the CRF is that of params.yaml. The probe
     is supervised, an upper reference. Prints one table, then its values as a line of JSON.
@@ -133,15 +161,18 @@ def main(
     params = load()
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
     by_set, _ = read_labels("data/labels.csv", read_index("data/index.csv"))
-    classes = len(by_set.get(params.eval_sets[0][0], []))
-    sizes = classes, clusters, patches, k, degree, epochs, functions, merge_to
-    contest = Contest(params, cache, *sizes)
+    classes = by_set.get(params.eval_sets[0][0], [])
+    by_name = any(opponent.method in BY_NAME for opponent in named.values())
+    clip = maskclip.load(clip_model, clip_pretrained, classes) if by_name else None
+    sizes = len(classes), clusters, patches, k, degree, epochs, functions, merge_to, archive
+    contest = Contest(params, cache, *sizes, clip)
     rows: dict[str, list[Table]] = {}
     for folder in folders:
         for name, table in trained(contest, folder).items():
             rows.setdefault(name, []).append(table)
     for text, opponent in named.items():
-        rows[text] = [score(contest, opponent, seed) for seed in range(seeds)]
+        runs = 1 if opponent.method in BY_NAME else seeds
+        rows[text] = [score(contest, opponent, seed) for seed in range(runs)]
     show(rows)
 
 
@@ -190,6 +221,9 @@ def sample(contest: Contest, level: str, wanted: int, seed: int) -> np.ndarray:
 
 def score(contest: Contest, opponent: Opponent, seed: int) -> Table:
     """Fit an opponent to the training split and score it on the evaluation split."""
+    if contest.clip and opponent.method in BY_NAME:
+        found = fit_by_name(contest, contest.clip, opponent)
+        return matched(count_pixels(contest, found, contest.classes, logits=False), named=True)
     scorer = fit(contest, opponent, seed)
 
     def maps(item: Labelled) -> torch.Tensor:
@@ -200,6 +234,24 @@ def score(contest: Contest, opponent: Opponent, seed: int) -> Table:
     k = contest.classes if supervised else contest.clusters
     table = count_pixels(contest, maps, k, logits=supervised)
     return matched(table, supervised)
+
+
+def fit_by_name(
+    contest: Contest, clip: maskclip.Clip, opponent: Opponent
+) -> Callable[[Labelled], torch.Tensor]:
+    """MaskCLIP or ReCo: an image to scores of the classes ``(classes, h, w)``."""
+    if opponent.method == MASKCLIP:
+        return lambda item: maskclip.cosines(clip, read_image(item.path))
+    rows, tiles = read_index("data/index.csv"), contest.cache.tiles_of(contest.params.train_split)
+    look = partial(picture, contest, opponent.level)
+    references = reco.fit(
+        clip,
+        len(tiles),
+        lambda i: read_image(rows[contest.cache.tiles[tiles[i]]["image"]].path),
+        lambda i: look(int(tiles[i])),
+        contest.archive,
+    )
+    return lambda item: reco.scores(clip, references, look(item.tile), read_image(item.path))
 
 
 def fit(contest: Contest, opponent: Opponent, seed: int) -> Callable[[Picture], np.ndarray]:
@@ -296,7 +348,7 @@ def trained(contest: Contest, folder: str) -> dict[str, Table]:
                 contest.merge_to or manifest["head"]["clusters"],
                 logits=name == "ours",
             ),
-            supervised=False,
+            named=False,
         )
         for name in PREDICTORS
     }
@@ -321,11 +373,11 @@ def count_pixels(
     return table
 
 
-def matched(table: np.ndarray, supervised: bool) -> Table:
-    """Scores of a table of pixels: with each of `MATCHED`, fitted on it, or as it is."""
+def matched(table: np.ndarray, named: bool) -> Table:
+    """Scores of a table of pixels: with each of `MATCHED`, fitted on it; named, as it is."""
     found = {}
     for name in MATCHED:
-        mapping = np.arange(len(table)) if supervised else MATCHINGS[name](table)
+        mapping = np.arange(len(table)) if named else MATCHINGS[name](table)
         values = scores(confusion(table, mapping))
         found[name] = (values.miou, values.accuracy)
     return found

@@ -1,7 +1,7 @@
 """The contest: trained heads against K-means, spectral methods, other objectives, a linear probe.
 
-All see the same cache of whole images and are scored on the evaluation split at full resolution,
-with an oracle mapping from clusters to classes. MaskCLIP and ReCo know the classes by their names:
+All see the same cache and are scored on the evaluation split by one of its protocols, with an
+oracle mapping from clusters to classes. MaskCLIP and ReCo know the classes by their names:
 they see the images through CLIP, and there is nothing to map.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -32,18 +32,19 @@ from bench.rivals import dsm, functions, maskclip, reco
 from bench.rivals.dsm import Picture
 from bench.rivals.functions import Group, Objective, group_of
 from bench.rivals.objectives import NeuralEF, Spin
+from bench.seen import Seen, count_pixels, labelled, patch_labels
 from cache import heads
 from cache.features import Features
 from cache.images import read_image
 from cache.index import read_index
-from cache.labels import IGNORE, read_label, read_labels
+from cache.labels import IGNORE, read_labels
 from cache.segments import PREDICTORS
-from pipeline.evaluation import MATCHINGS, confusion, count, scores
+from pipeline.evaluation import MATCHINGS, confusion, scores
 from pipeline.features.tiles import sample_plan
-from pipeline.maps.crf import CRFS, label_map
-from pipeline.maps.predictors import restore, score_maps, window
+from pipeline.maps.predictors import restore, score_maps
 from stages.params import Params, load
 from stages.progress import track
+from stages.segment import window_of
 from stages.train import sample_size
 
 MATCHED = ("majority_iou", "hungarian")
@@ -67,6 +68,7 @@ class Contest(NamedTuple):
     params: Params
     cache: Features
     classes: int
+    protocol: str
     clusters: int
     patches: int  # that spectral clustering and the cut are fitted to
     k: int  # neighbours in the graph of spectral clustering
@@ -76,15 +78,6 @@ class Contest(NamedTuple):
     merge_to: int | None  # segments that clusters of trained heads are merged to
     archive: int  # images of a class that reco co-segments
     clip: maskclip.Clip | None  # of maskclip and reco
-
-
-class Labelled(NamedTuple):
-    """A whole image with its ground truth."""
-
-    tile: int
-    grid: tuple[int, int]
-    label: np.ndarray  # uint8 (height, width), 255 = ignore
-    path: str
 
 
 class Opponent(NamedTuple):
@@ -129,6 +122,7 @@ class Opponent(NamedTuple):
 @click.option("--degree", type=float, help="Mean affinity of ncut; the package's without it.")
 @click.option("--epochs", default=20, show_default=True, help="Passes of probe, neuralef, spin.")
 @click.option("--functions", default=32, show_default=True, help="Eigenfunctions of these two.")
+@click.option("--protocol", help="One of `protocols` that the cache holds; the first without it.")
 @click.option("--merge-to", type=int, help="Segments that clusters of the heads are merged to.")
 @click.option(
     "--archive",
@@ -148,8 +142,8 @@ class Opponent(NamedTuple):
 )
 def main(
     opponents: tuple[str, ...], folders: tuple[str, ...], clusters: int, seeds: int, patches: int,
-    k: int, degree: float | None, epochs: int, functions: int, merge_to: int | None, archive: int,
-    clip_model: str, clip_pretrained: str,
+    k: int, degree: float | None, epochs: int, functions: int, protocol: str | None,
+    merge_to: int | None, archive: int, clip_model: str, clip_pretrained: str,
 ) -> None:  # fmt: skip
     """Score OPPONENTS (kmeans:last, kmeans:late:64, spectral:late:64, ncut:last, dsm:last,
     neuralef:last, spin:last, probe:late, maskclip, reco:last).
@@ -160,11 +154,26 @@ def main(
     named = {text: Opponent.of(text) for text in opponents}  # all, before any takes its time
     params = load()
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
+    protocol = protocol or next(iter(cache.manifest["protocols"]))
+    if protocol not in cache.manifest["protocols"]:
+        held = ", ".join(cache.manifest["protocols"])
+        raise click.BadParameter(f"the cache holds the protocols {held}, found {protocol!r}")
     by_set, _ = read_labels("data/labels.csv", read_index("data/index.csv"))
     classes = by_set.get(params.eval_sets[0][0], [])
     by_name = any(opponent.method in BY_NAME for opponent in named.values())
     clip = maskclip.load(clip_model, clip_pretrained, classes) if by_name else None
-    sizes = len(classes), clusters, patches, k, degree, epochs, functions, merge_to, archive
+    sizes = (
+        len(classes),
+        protocol,
+        clusters,
+        patches,
+        k,
+        degree,
+        epochs,
+        functions,
+        merge_to,
+        archive,
+    )
     contest = Contest(params, cache, *sizes, clip)
     rows: dict[str, list[Table]] = {}
     for folder in folders:
@@ -193,18 +202,6 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.1f} ({max(values) - min(values):.1f})"
 
 
-def labelled(contest: Contest, split: str) -> Iterator[Labelled]:
-    """The labelled images of a split."""
-    rows = read_index("data/index.csv")
-    _, truth = read_labels("data/labels.csv", rows)
-    for tile in contest.cache.tiles_of(split).tolist():
-        entry = contest.cache.tiles[tile]
-        row = rows[entry["image"]]
-        if row.id in truth:
-            grid = int(entry["grid_h"]), int(entry["grid_w"])
-            yield Labelled(tile, grid, read_label(*truth[row.id][1:]), row.path)
-
-
 def tokens(contest: Contest, level: str, tile: int) -> np.ndarray:
     """Tokens of a tile: float32 ``(patches, C)``."""
     return contest.cache.tokens(level, tile).astype(np.float32)
@@ -212,7 +209,7 @@ def tokens(contest: Contest, level: str, tile: int) -> np.ndarray:
 
 def sample(contest: Contest, level: str, wanted: int, seed: int) -> np.ndarray:
     """Tokens of so many training patches, drawn as training draws them: float32 ``(n, C)``."""
-    tiles = contest.cache.tiles_of(contest.params.train_split)
+    tiles = contest.cache.training_tiles(contest.params.train_split)
     plan = sample_plan(contest.cache.sizes(tiles), wanted, np.random.default_rng([seed, 1]))
     return np.concatenate(
         [tokens(contest, level, tile)[rows] for tile, rows in zip(tiles, plan, strict=True)]
@@ -223,26 +220,26 @@ def score(contest: Contest, opponent: Opponent, seed: int) -> Table:
     """Fit an opponent to the training split and score it on the evaluation split."""
     if contest.clip and opponent.method in BY_NAME:
         found = fit_by_name(contest, contest.clip, opponent)
-        return matched(count_pixels(contest, found, contest.classes, logits=False), named=True)
+        return matched(pixels(contest, found, contest.classes, logits=False), named=True)
     scorer = fit(contest, opponent, seed)
 
-    def maps(item: Labelled) -> torch.Tensor:
-        values = torch.from_numpy(scorer(picture(contest, opponent.level, item.tile)))
-        return values.T.reshape(-1, *item.grid)
+    def maps(item: Seen) -> list[torch.Tensor]:
+        pictures = [picture(contest, opponent.level, tile) for tile in item.tiles]
+        return [torch.from_numpy(scorer(p)).T.reshape(-1, *p.grid) for p in pictures]
 
     supervised = opponent.method == PROBE
     k = contest.classes if supervised else contest.clusters
-    table = count_pixels(contest, maps, k, logits=supervised)
-    return matched(table, supervised)
+    return matched(pixels(contest, maps, k, logits=supervised), supervised)
 
 
 def fit_by_name(
     contest: Contest, clip: maskclip.Clip, opponent: Opponent
-) -> Callable[[Labelled], torch.Tensor]:
-    """MaskCLIP or ReCo: an image to scores of the classes ``(classes, h, w)``."""
+) -> Callable[[Seen], list[torch.Tensor]]:
+    """MaskCLIP or ReCo: an image to scores of the classes ``(classes, h, w)``, of each tile."""
     if opponent.method == MASKCLIP:
-        return lambda item: maskclip.cosines(clip, read_image(item.path))
-    rows, tiles = read_index("data/index.csv"), contest.cache.tiles_of(contest.params.train_split)
+        return lambda item: [maskclip.cosines(clip, pixels) for pixels in item.windows()]
+    rows = read_index("data/index.csv")
+    tiles = contest.cache.training_tiles(contest.params.train_split)
     look = partial(picture, contest, opponent.level)
     references = reco.fit(
         clip,
@@ -251,13 +248,16 @@ def fit_by_name(
         lambda i: look(int(tiles[i])),
         contest.archive,
     )
-    return lambda item: reco.scores(clip, references, look(item.tile), read_image(item.path))
+    return lambda item: [
+        reco.scores(clip, references, look(tile), pixels)
+        for tile, pixels in zip(item.tiles, item.windows(), strict=True)
+    ]
 
 
 def fit(contest: Contest, opponent: Opponent, seed: int) -> Callable[[Picture], np.ndarray]:
     """The fitted opponent: the patches of an image to scores ``(n, K)``."""
     if opponent.method == "dsm":
-        tiles = contest.cache.tiles_of(contest.params.train_split).tolist()
+        tiles = contest.cache.training_tiles(contest.params.train_split).tolist()
         pictures = (picture(contest, opponent.level, t) for t in track(tiles, "segments"))
         return dsm.fit(pictures, pixel_settings(contest), contest.clusters, seed).scores
     scorer = fit_rows(contest, opponent, seed)
@@ -278,7 +278,7 @@ def pixel_settings(contest: Contest) -> list[tuple[int, float]]:
 
 def groups(contest: Contest, level: str, seed: int) -> list[Group]:
     """The training split in random groups of images: tokens of a level and their kernel (Eq. 4)."""
-    tiles = contest.cache.tiles_of(contest.params.train_split)
+    tiles = contest.cache.training_tiles(contest.params.train_split)
     order = np.random.default_rng([seed, 2]).permutation(tiles)
     return [
         group_of([picture(contest, level, int(tile)) for tile in part], contest.params.graph.k,
@@ -313,14 +313,9 @@ def training_set(contest: Contest, level: str) -> tuple[np.ndarray, np.ndarray]:
     The class of a patch is that of the pixel at its centre.
     """
     rows, targets = [], []
-    for item in labelled(contest, contest.params.train_split):
-        places = [
-            ((np.arange(n) + 0.5) * side / n).astype(int)
-            for n, side in zip(item.grid, item.label.shape, strict=True)
-        ]
-        centre = item.label[np.ix_(*places)].ravel()
-        rows.append(tokens(contest, level, item.tile)[centre != IGNORE])
-        targets.append(centre[centre != IGNORE])
+    for tile, classes in patch_labels(contest.cache, contest.params.train_split):
+        rows.append(tokens(contest, level, tile)[classes != IGNORE])
+        targets.append(classes[classes != IGNORE])
     return np.concatenate(rows), np.concatenate(targets).astype(np.int64)
 
 
@@ -330,19 +325,20 @@ def trained(contest: Contest, folder: str) -> dict[str, Table]:
     inputs, predictors = restore(manifest, state, fitted, torch.device("cpu"), contest.merge_to)
     temperature = contest.params.segment.temperature
 
-    def maps(item: Labelled, predictor: str) -> torch.Tensor:
-        levels = {
-            level: contest.cache.tokens(level, item.tile) for level in (*inputs.head, inputs.kmeans)
-        }
-        tile = window(levels, inputs, (0, 0), item.grid, False, torch.device("cpu"))
-        found = score_maps(
-            predictors, [tile], *item.grid, temperature=temperature, eigenfunctions=1
-        )
-        return getattr(found, predictor)
+    def maps(item: Seen, predictor: str) -> list[torch.Tensor]:
+        found = []
+        for tile in item.tiles:
+            own = window_of(contest.cache, tile, inputs, torch.device("cpu"))
+            alone = [own._replace(top=0, left=0)]
+            maps = score_maps(
+                predictors, alone, own.grid_h, own.grid_w, temperature=temperature, eigenfunctions=1
+            )
+            found.append(getattr(maps, predictor))
+        return found
 
     return {
         name: matched(
-            count_pixels(
+            pixels(
                 contest,
                 partial(maps, predictor=name),
                 contest.merge_to or manifest["head"]["clusters"],
@@ -354,23 +350,12 @@ def trained(contest: Contest, folder: str) -> dict[str, Table]:
     }
 
 
-def count_pixels(
-    contest: Contest, maps: Callable[[Labelled], torch.Tensor], k: int, logits: bool
+def pixels(
+    contest: Contest, maps: Callable[[Seen], list[torch.Tensor]], k: int, logits: bool
 ) -> np.ndarray:
-    """Pixels of every (cluster, class), int64 ``(k, classes)``, over the evaluation split.
-
-    Args:
-        maps: score maps ``(k, grid_h, grid_w)`` of an image.
-        logits: what they hold, for a CRF.
-    """
-    table = np.zeros((k, contest.classes), np.int64)
-    refiner = CRFS[contest.params.segment.crf]
-    for item in labelled(contest, contest.params.eval_sets[0][1]):
-        image = read_image(item.path) if refiner else None
-        height, width = item.label.shape
-        ids = label_map(maps(item), height, width, image, refiner, logits=logits)
-        table += count(ids.astype(np.int64), item.label, k, contest.classes)
-    return table
+    """Pixels of every (cluster, class) of the evaluation split: `count_pixels`."""
+    items = labelled(contest.cache, contest.params.eval_sets[0][1], contest.protocol)
+    return count_pixels(items, maps, (k, contest.classes), contest.params.segment.crf, logits)
 
 
 def matched(table: np.ndarray, named: bool) -> Table:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 import torch
+from torch import Tensor
 
 from cache import heads
 from cache.features import Features
@@ -101,45 +102,29 @@ def maps_of(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
         if (refiner := CRFS[job.crf]) is not None:
             pixels = read_image(image.path, sha256=image.sha256)
             for name, seen in looks.items():
-                labels[f"{name}{CRF}"] = label_maps(seen, refiner, seen.cut(pixels))
+                labels[f"{name}{CRF}"] = label_maps(seen, refiner, seen.frame.cut(pixels))
         at_grid = next(iter(looks.values())).at_grid()
         functions = at_grid.eigenfunctions.cpu().numpy()
         yield ImageMaps(image.id, labels, functions, *runner_up(at_grid.ours))
 
 
-class Look(NamedTuple):
-    """What a protocol sees of an image.
+class Frame(NamedTuple):
+    """Where the tiles of an image lie, and what is made of them.
 
     Attributes:
-        maps: scores at the patch grid, of each window.
-        boxes: top, left, height, width of each window in the resized image, px.
+        boxes: top, left, height, width of each tile in the resized image, px.
         resized, size: heights and widths of the resized image and of the label map, px.
-        patch: px.
-        sliding: the windows are averaged in pixels; else there is one.
+        sliding: the tiles are averaged in pixels; else there is one.
     """
 
-    maps: list[ScoreMaps]
     boxes: list[tuple[int, int, int, int]]
     resized: tuple[int, int]
     size: tuple[int, int]
-    patch: int
     sliding: bool
 
-    def placed(self, name: str) -> list[Placed]:
-        """The scores of a predictor, or the eigenfunctions, in their places."""
-        return [
-            Placed(getattr(maps, name), *box)
-            for maps, box in zip(self.maps, self.boxes, strict=True)
-        ]
-
-    def at_grid(self) -> ScoreMaps:
-        """Scores at a patch grid of all that is seen."""
-        if not self.sliding:
-            return self.maps[0]
-        height, width = (max(1, round(side / self.patch)) for side in self.resized)
-        return ScoreMaps(
-            *(average(self.placed(n), self.resized, (height, width)) for n in ScoreMaps._fields)
-        )
+    def placed(self, scores: Sequence[Tensor]) -> list[Placed]:
+        """The scores of every tile in their places."""
+        return [Placed(*tile) for tile in zip(scores, *zip(*self.boxes, strict=True), strict=True)]
 
     def cut(self, photo: np.ndarray) -> np.ndarray:
         """The pixels of the label map: uint8 ``(*size, 3)`` of a photo ``(H, W, 3)``."""
@@ -149,21 +134,68 @@ class Look(NamedTuple):
         return resize(photo, *self.resized)[top : top + height, left : left + width]
 
 
+def frame_of(cache: Features, image: ImageRow, number: int) -> tuple[list[int], Frame]:
+    """The tiles that the protocol of that number sees of an image, and where they lie."""
+    plan = list(cache.manifest["protocols"].values())[number]
+    own = (cache.tiles["image"] == image.id) & (cache.tiles["view"] == -1 - number)
+    tiles = np.flatnonzero(own).tolist()
+    rows = [cache.tiles[tile] for tile in tiles]
+    boxes = [row[["top", "left", "height", "width"]].item() for row in rows]
+    resized = int(rows[0]["resized_h"]), int(rows[0]["resized_w"])
+    size = boxes[0][2:] if plan["crop"] else (image.height, image.width)
+    return tiles, Frame(boxes, resized, size, bool(plan["window"]) or len(tiles) > 1)
+
+
+class Look(NamedTuple):
+    """What a protocol sees of an image: a frame, and scores at the patch grid of each tile."""
+
+    frame: Frame
+    maps: list[ScoreMaps]
+    patch: int
+
+    def of(self, name: str) -> list[Tensor]:
+        """The scores of a predictor, or the eigenfunctions, of each tile."""
+        return [getattr(maps, name) for maps in self.maps]
+
+    def at_grid(self) -> ScoreMaps:
+        """Scores at a patch grid of all that is seen."""
+        frame = self.frame
+        if not frame.sliding:
+            return self.maps[0]
+        height, width = (max(1, round(side / self.patch)) for side in frame.resized)
+        return ScoreMaps(
+            *(
+                average(frame.placed(self.of(n)), frame.resized, (height, width))
+                for n in ScoreMaps._fields
+            )
+        )
+
+
 def label_maps(
     seen: Look, refiner: Refiner | None, pixels: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Cluster ids of each predictor: uint16 ``(height, width)``; pixels are for the refiner."""
-    found = {}
-    for name in PREDICTORS:
-        if seen.sliding and refiner is None:
-            found[name] = sliding_argmax(seen.placed(name), seen.resized, *seen.size)
-            continue
-        if seen.sliding:
-            scores = average(seen.placed(name), seen.resized)
-        else:
-            scores = getattr(seen.maps[0], name)
-        found[name] = label_map(scores, *seen.size, pixels, refiner, logits=name == "ours")
-    return found
+    return {
+        name: label_ids(seen.of(name), seen.frame, refiner, pixels, logits=name == "ours")
+        for name in PREDICTORS
+    }
+
+
+def label_ids(
+    scores: Sequence[Tensor],
+    frame: Frame,
+    refiner: Refiner | None,
+    pixels: np.ndarray | None,
+    *,
+    logits: bool,
+) -> np.ndarray:
+    """Cluster ids uint16 ``frame.size`` of scores ``(K, h, w)`` of each tile; as `label_map`."""
+    if not frame.sliding:
+        return label_map(scores[0], *frame.size, pixels, refiner, logits=logits)
+    placed = frame.placed(scores)
+    if refiner is None:
+        return sliding_argmax(placed, frame.resized, *frame.size)
+    return label_map(average(placed, frame.resized), *frame.size, pixels, refiner, logits=logits)
 
 
 def look(job: Job, image: ImageRow, number: int) -> Look:
@@ -171,23 +203,17 @@ def look(job: Job, image: ImageRow, number: int) -> Look:
     cache, inputs, predictors = _opened(job)
     patch, device = cache.manifest["patch"], choose_device(job.device)
     plan = list(cache.manifest["protocols"].values())[number]
-    own = (cache.tiles["image"] == image.id) & (cache.tiles["view"] == -1 - number)
-    tiles = np.flatnonzero(own).tolist()
-    rows = [cache.tiles[tile] for tile in tiles]
+    tiles, frame = frame_of(cache, image, number)
     windows = [window_of(cache, tile, inputs, device) for tile in tiles]
-    resized = int(rows[0]["resized_h"]), int(rows[0]["resized_w"])
-    boxes = [row[["top", "left", "height", "width"]].item() for row in rows]
     score = partial(
         score_maps, predictors, temperature=job.temperature, eigenfunctions=EIGENFUNCTIONS
     )
     if plan["crop"] or plan["window"]:
         alone = [window._replace(top=0, left=0) for window in windows]
-        maps = [score([window], window.grid_h, window.grid_w) for window in alone]
-    else:
-        maps = [score(windows, resized[0] // patch, resized[1] // patch)]
-        boxes = [(0, 0, *resized)]
-    size = boxes[0][2:] if plan["crop"] else (image.height, image.width)
-    return Look(maps, boxes, resized, size, patch, bool(plan["window"]))
+        return Look(frame, [score([w], w.grid_h, w.grid_w) for w in alone], patch)
+    # Tiles of whole patches are put together in the patch grid, before any pixel is made.
+    maps = score(windows, frame.resized[0] // patch, frame.resized[1] // patch)
+    return Look(frame._replace(boxes=[(0, 0, *frame.resized)], sliding=False), [maps], patch)
 
 
 def window_of(cache: Features, tile: int, inputs: Inputs, device: torch.device) -> Window:

@@ -1,0 +1,100 @@
+"""What the contest scores: labelled images as a protocol sees them, and their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from cache.features import Features
+from cache.images import read_image, resize
+from cache.index import ImageRow, read_index
+from cache.labels import read_label, read_labels
+from pipeline.evaluation import count
+from pipeline.maps.crf import CRFS
+from stages.looking import seen_label
+from stages.segment import Frame, frame_of, label_ids
+
+
+class Seen(NamedTuple):
+    """An image with its ground truth, as a protocol sees it.
+
+    Attributes:
+        tiles: ids in the cache, one for each box of the frame.
+        label: uint8 ``frame.size``, 255 = ignore.
+    """
+
+    row: ImageRow
+    tiles: list[int]
+    frame: Frame
+    label: np.ndarray
+
+    def windows(self) -> list[np.ndarray]:
+        """The pixels of every tile, uint8 ``(h, w, 3)``; of one that is the image, the photo's."""
+        photo, boxes = read_image(self.row.path), self.frame.boxes
+        if boxes == [(0, 0, *self.frame.resized)]:
+            return [photo]
+        whole = resize(photo, *self.frame.resized)
+        return [whole[top : top + h, left : left + w] for top, left, h, w in boxes]
+
+
+def labelled(cache: Features, split: str, protocol: str) -> Iterator[Seen]:
+    """The labelled images of an evaluation split."""
+    rows = read_index("data/index.csv")
+    _, truth = read_labels("data/labels.csv", rows)
+    number = list(cache.manifest["protocols"]).index(protocol)
+    plan = cache.manifest["protocols"][protocol]
+    for row in rows:
+        if row.split == split and row.id in truth:
+            whole = read_label(*truth[row.id][1:])
+            label = seen_label(whole, plan["short_side"], plan["crop"])
+            yield Seen(row, *frame_of(cache, row, number), label)
+
+
+def patch_labels(cache: Features, split: str) -> Iterator[tuple[int, np.ndarray]]:
+    """The tiles to train on with the classes at the centres of their patches, ``(patches,)``."""
+    rows = read_index("data/index.csv")
+    _, truth = read_labels("data/labels.csv", rows)
+    for tile in cache.training_tiles(split).tolist():
+        entry = cache.tiles[tile]
+        if (row := rows[entry["image"]]).id in truth:
+            label = read_label(*truth[row.id][1:])
+            found = label[np.ix_(*_centres(entry, label.shape))]
+            yield tile, (found[:, ::-1] if entry["flip"] else found).ravel()
+
+
+def _centres(entry: np.void, size: Sequence[int]) -> list[np.ndarray]:
+    """Rows and columns, of an image of this size, at the centres of a tile's patches."""
+    sides = zip(
+        ("grid_h", "grid_w"), ("height", "width"), ("top", "left"), ("resized_h", "resized_w"),
+        size, strict=True,
+    )  # fmt: skip
+    return [
+        ((entry[first] + (np.arange(entry[n]) + 0.5) * entry[side] / entry[n]) * pixels
+         / entry[whole]).astype(int)
+        for n, side, first, whole, pixels in sides
+    ]  # fmt: skip
+
+
+def count_pixels(
+    items: Iterator[Seen],
+    maps: Callable[[Seen], list[Tensor]],
+    shape: tuple[int, int],
+    crf: str,
+    logits: bool,
+) -> np.ndarray:
+    """Pixels of every (cluster, class), int64 of this shape.
+
+    Args:
+        maps: score maps ``(k, grid_h, grid_w)`` of every tile of an image.
+        crf: one of `CRFS`.
+        logits: what the scores are, for a CRF.
+    """
+    table, refiner = np.zeros(shape, np.int64), CRFS[crf]
+    for item in items:
+        pixels = item.frame.cut(read_image(item.row.path)) if refiner else None
+        ids = label_ids(maps(item), item.frame, refiner, pixels, logits=logits)
+        table += count(ids.astype(np.int64), item.label, *shape)
+    return table

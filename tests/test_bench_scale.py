@@ -14,41 +14,65 @@ import pytest
 import torch
 import yaml
 
-from bench import cluster, memory, segmentation
+from bench import cluster, growth, segmentation
 from bench.project import make_project
 from stages import extract
 from stages.params import load
 from tests.conftest import tables
 
 
-def test_peak_memory_is_that_of_the_process_alone(tmp_path: Path) -> None:
+def test_memory_and_seconds_are_those_of_the_process_alone(tmp_path: Path) -> None:
     ballast = bytearray(200_000_000)  # held by the process that measures
-    empty = memory.peak_megabytes(tmp_path, "-c", "pass")
-    full = memory.peak_megabytes(tmp_path, "-c", "x = b'1' * 300_000_000; print('noise')")
-    assert empty < len(ballast) / 1e6 / 2
-    assert 290 < full - empty < 330
+    empty = growth.cost(tmp_path, "-c", "pass")
+    full = growth.cost(tmp_path, "-c", "x = b'1' * 300_000_000; print('noise')")
+    assert empty.megabytes < len(ballast) / 1e6 / 2 and empty.written == 0
+    assert 290 < full.megabytes - empty.megabytes < 330
     child = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', 'b\"1\" * 100_000_000'])"
-    assert 90 < memory.peak_megabytes(tmp_path, "-c", child) - empty < 130
+    assert 90 < growth.cost(tmp_path, "-c", child).megabytes - empty.megabytes < 130
+    busy = "import time\nwhile time.process_time() < 1: pass\ntime.sleep(1)"
+    assert 1 <= growth.cost(tmp_path, "-c", busy).seconds < 2
+    (tmp_path / "data").mkdir()
+    write = "open('data/x', 'wb').write(bytes(3_000_000))"
+    assert growth.cost(tmp_path, "-c", write).written == 3
     with pytest.raises(click.ClickException, match="no such word"):
-        memory.peak_megabytes(tmp_path, "-c", "raise ValueError('no such word')")
+        growth.cost(tmp_path, "-c", "raise ValueError('no such word')")
 
 
-def test_a_stage_that_grows_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exponent_is_the_power_with_which_costs_grow() -> None:
+    assert growth.exponent({1: 2.0, 4: 8.0, 16: 32.0}) == pytest.approx(1)
+    assert growth.exponent({1: 0.5, 4: 8.0, 16: 128.0}) == pytest.approx(2)
+    assert growth.exponent({64: 7.0, 256: 7.0, 1024: 7.0}) == pytest.approx(0)
+    assert growth.exponent({1: 0.01, 4: 0.09}) is None and growth.exponent({1: 5.0}) is None
+
+
+@pytest.mark.parametrize("clusters", [False, True])
+def test_a_stage_that_grows_is_marked(monkeypatch: pytest.MonkeyPatch, clusters: bool) -> None:
     """Every stage runs once for each size, in a project of that size."""
 
-    def peak(folder: Path, flag: str, code: str) -> float:
+    def taken(folder: Path, flag: str, code: str) -> growth.Cost:
         photos = len(list(folder.glob("photos/images/train/*")))
-        return 50 if flag == "-c" else 100 + (photos if code == "stages.graph" else photos / 10)
+        if flag == "-c":
+            return growth.Cost(50, 2, 0)
+        size = load(folder / "params.yaml").clusters if clusters else photos
+        much = code == "stages.graph"
+        return growth.Cost(100 + (size if much else size / 10), 2 + size ** (2 if much else 1), 3)
 
-    monkeypatch.setattr(memory, "peak_megabytes", peak)
-    size = ("--images", "4", "--height", "20", "--width", "30")
-    rows = {row["stage"]: row for row in tables(memory.main, *size)[0]["rows"]}
-    assert list(rows) == list(memory.STAGES)
-    assert (rows["graph"]["1x, MB"], rows["graph"]["16x, MB"]) == (104, 164)
-    assert rows["graph"][""] == "grows" and rows["graph"]["imports, MB"] == 50
-    assert rows["train"][""] == "" and rows["train"]["16x / 1x"] == pytest.approx(
+    monkeypatch.setattr(growth, "cost", taken)
+    size = ["--images", "4", "--height", "20", "--width", "30"]
+    size += ["--clusters", "4", "--clusters", "16", "--clusters", "64"] if clusters else []
+    memory, seconds, written = (
+        {row["stage"]: row for row in table["rows"]} for table in tables(growth.main, *size)
+    )
+    small, large = ("K = 4", "K = 64") if clusters else ("x 1", "x 16")
+    assert list(memory) == list(growth.STAGES)
+    assert (memory["graph"][small], memory["graph"][large]) == (104, 164)
+    assert memory["graph"][""] == "grows" and memory["graph"]["imports"] == 50
+    assert memory["train"][""] == "" and memory["train"]["ratio"] == pytest.approx(
         106.4 / 100.4, abs=1e-3
     )
+    assert (seconds["graph"]["exponent"], seconds["graph"][""]) == (2, "steep")
+    assert (seconds["train"]["exponent"], seconds["train"][""]) == (1, "")
+    assert (written["train"][small], written["train"]["exponent"]) == (3, 0)
 
 
 def test_a_drawn_project_takes_settings(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from cache import images, labels, memory
 from cache.memory import Memory
 from cache.store.artefact import fingerprint
+from cache.store.errors import InputError
 from cache.store.tables import read_table, write_table
 from tests.conftest import Project
 
@@ -155,6 +156,7 @@ def test_a_bad_file_stays_bad_and_the_others_are_not_read_again(runs: Runs, path
         runs.read.clear()
         runs.project.fails("prepare", str(path), "cannot be decoded")
         assert runs.read == [str(path)]
+        assert str(path) not in MEMORY.read_text()
     path.write_bytes(good)
     assert runs.reads() == [str(path)]
 
@@ -226,19 +228,25 @@ def test_another_data_set_between_two_runs_forgets_nothing(runs: Runs) -> None:
     assert runs.reads() == []
 
 
-def test_a_file_that_was_just_changed_is_not_remembered(tmp_path: Path) -> None:
-    """A change within the same tick of the clock would leave size, times and inode as they were."""
-    path, asked = tmp_path / "a.png", []
+def test_a_file_that_was_just_changed_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change within the same tick of the clock leaves size, times and inode as they were."""
+    path, content = tmp_path / "a.png", ["first", "other", "other"]
     path.write_bytes(b"")
+    last = path.stat().st_ctime_ns
+    found = []
+    for seconds in (1, 100, 200):
+        monkeypatch.setattr(memory.time, "time_ns", lambda at=seconds: last + at * 10**9)
+        with Memory(tmp_path / "memory") as remembered:
+            found.append(remembered.recalling(lambda path: content.pop(0))(path))
+    assert found == ["first", "other", "other"]
+    assert content == ["other"]  # the third time it was known
 
-    def check(path: Path) -> int:
-        asked.append(path)
-        return len(asked)
 
-    for _ in range(2):
-        with Memory(tmp_path / "memory") as memory_:
-            memory_.recalling(check)(path)
-    assert len(asked) == 2
+def test_a_file_that_is_missing_is_the_checks_to_tell(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be decoded"), Memory(tmp_path / "m") as found:
+        found.recalling(images.check_image)(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(("age", "settled"), [(0.5, False), (1.9, False), (2.1, True), (-9, False)])
@@ -278,6 +286,6 @@ def test_the_state_is_taken_before_the_file_is_read(
     found = []
     time.sleep(0.02)
     for _ in range(3):
-        with Memory(tmp_path / "memory") as memory_:
-            found.append(memory_.recalling(check)(path))
+        with Memory(tmp_path / "memory") as remembered:
+            found.append(remembered.recalling(check)(path))
     assert found == [1, 2, 2]

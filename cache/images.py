@@ -272,18 +272,33 @@ def _split_faults(
                 yield f"the stem {name} of split {split} is used twice ({names}): rename one."
 
 
+def check_image(path: str | Path) -> tuple[int, int, str]:
+    """Decode one image file.
+
+    Returns:
+        Height and width, px, and the SHA-256 of the file's bytes, in hex.
+
+    Raises:
+        InputError: see `read_image`.
+    """
+    height, width, _ = read_image(path).shape
+    return height, width, file_hash(path)
+
+
 def check_images(
     root: str | Path,
     splits: tuple[str, ...],
     track: Callable[[Sequence[SplitFile]], Iterable[SplitFile]] = iter,
     layout: Layout = LAYOUTS["folder"],
     subset: Mapping[str, int] = MappingProxyType({}),
+    check: Callable[[Path], tuple[int, int, str]] = check_image,
 ) -> list[ImageRow]:
-    """Decode and hash every image and return the index; all faults are reported at once.
+    """Check every image and return the index; all faults are reported at once.
 
     Args:
         track: shows how far it is, while it yields what it is given.
         layout, subset: see `find_images`.
+        check: `check_image`, or that with a memory.
 
     Raises:
         InputError: see `find_images`; or files that cannot be decoded, each named.
@@ -294,15 +309,12 @@ def check_images(
     faults = []
     for item in track(files):
         try:
-            height, width, _ = read_image(item.path).shape
+            height, width, digest = check(item.path)
         except InputError as error:
             faults.append(str(error))
             continue
         name = stem(folders[item.split], item.path, layout.ending)
-        row = ImageRow(
-            len(rows), item.split, name, str(item.path), height, width, file_hash(item.path)
-        )
-        rows.append(row)
+        rows.append(ImageRow(len(rows), item.split, name, str(item.path), height, width, digest))
     if faults:
         raise InputError(f"{len(faults)} of {len(files)} images are bad:\n" + "\n".join(faults))
     return rows

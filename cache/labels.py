@@ -172,6 +172,7 @@ def find_labels(
     classes: Sequence[str],
     track: Callable[[Sequence[ImageRow]], Iterable[ImageRow]] = iter,
     layout: Layout = LAYOUTS["folder"],
+    check: Callable[[str, int, int, int, str], str] = check_label,
 ) -> list[LabelRow]:
     """Find and check the labels of the images, such as ``<root>/labels/<split>/<stem>.png``.
 
@@ -179,6 +180,7 @@ def find_labels(
 
     Args:
         track: shows how far it is, while it yields what it is given.
+        check: `check_label`, or that with a memory.
 
     Returns:
         One row per labelled image, in the images' order.
@@ -209,7 +211,7 @@ def find_labels(
     for row in track(present) if present else ():
         path, table = places[row.id]
         try:
-            digest = check_label(path, row.height, row.width, len(classes), table)
+            digest = check(path, row.height, row.width, len(classes), table)
             labels.append(LabelRow(row.id, path, digest, table))
         except InputError as error:
             faults.append(str(error))

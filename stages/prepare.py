@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import click
 
 from cache import labels as store
-from cache.images import check_images
+from cache.images import check_image, check_images
 from cache.index import ImageRow, write_index
 from cache.layouts import find_layout
+from cache.memory import Memory
 from stages import Stage
 from stages.params import Params, load
 from stages.progress import track
@@ -18,6 +20,9 @@ from stages.progress import track
 def prepare(params: Params, out: str, labels: str) -> None:
     """Check every image and label of the data sets in use, and write their indices.
 
+    Files that are as they were in the last run are not read: ``.checked.csv`` beside the index
+    tells of them.
+
     Args:
         out: path of the index of images to write.
         labels: path of the index of labels to write.
@@ -25,15 +30,16 @@ def prepare(params: Params, out: str, labels: str) -> None:
     rows: list[ImageRow] = []
     labelled: list[store.LabelRow] = []
     classes: dict[str, list[str]] = {}
-    for name in params.used:
-        images, names, found = prepare_set(params, name)
-        if found:
-            classes[name] = names
-        labelled += [row._replace(image=len(rows) + row.image) for row in found]
-        rows += [
-            row._replace(id=len(rows) + row.id, split=params.split_text(name, row.split))
-            for row in images
-        ]
+    with Memory(Path(out).with_name(".checked.csv")) as memory:
+        for name in params.used:
+            images, names, found = prepare_set(params, name, memory)
+            if found:
+                classes[name] = names
+            labelled += [row._replace(image=len(rows) + row.image) for row in found]
+            rows += [
+                row._replace(id=len(rows) + row.id, split=params.split_text(name, row.split))
+                for row in images
+            ]
     write_index(out, rows)
     store.write_labels(labels, classes, labelled, rows)
     for split in dict.fromkeys(row.split for row in rows):
@@ -43,7 +49,7 @@ def prepare(params: Params, out: str, labels: str) -> None:
 
 
 def prepare_set(
-    params: Params, name: str
+    params: Params, name: str, memory: Memory
 ) -> tuple[list[ImageRow], list[str], list[store.LabelRow]]:
     """The images of one data set, numbered from 0, its classes, and the labels of its images.
 
@@ -53,12 +59,13 @@ def prepare_set(
     layout = find_layout(data.format, data.classes)
     subset = {data.train: data.subset} if data.subset else {}
     shown = partial(track, description=f"checking images of {name}")
-    rows = check_images(data.root, splits, shown, layout, subset)
+    rows = check_images(data.root, splits, shown, layout, subset, memory.recalling(check_image))
     if name not in params.evaluated:
         return rows, [], []
     classes = store.classes_of(data.root, layout, data.classes)
     shown = partial(track, description=f"checking labels of {name}")
-    return rows, classes, store.find_labels(data.root, rows, classes, shown, layout)
+    check = memory.recalling(store.check_label)
+    return rows, classes, store.find_labels(data.root, rows, classes, shown, layout, check)
 
 
 @click.command(cls=Stage)
@@ -70,7 +77,8 @@ def main(params: str, out: str, labels: str) -> None:
 
     Reads every image of the splits in use (the training split of `train_on`, the evaluation splits
     of `eval_on`; `dataset` where these are null) and, where there are labels, checks them too (they
-    are used by eval and report alone). Writes path, size, content hash and split of
+    are used by eval and report alone). Files that are as they were when they were found good are
+    not read again: data/.checked.csv remembers them. Writes path, size, content hash and split of
     every image to data/index.csv, and the labels' to data/labels.csv. All bad files are named at
     once.
     """

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from cache.features import Features
 from cache.segments import PREDICTORS, Segments
 from pipeline.features.tiles import centre_box, fitted_shape, plan_crop, plan_windows
+from pipeline.maps import sliding
 from pipeline.maps.sliding import Placed, average, sliding_argmax
 from stages.looking import seen_label
 from stages.params import load
@@ -81,9 +82,44 @@ def test_the_label_map_is_the_argmax_of_the_averages(size: tuple[int, int], budg
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("side", [1, 5, 16, 64])
+@pytest.mark.parametrize("size", [RESIZED, (20, 31), (75, 100)])
+def test_clusters_that_cannot_win_in_a_block_change_nothing(
+    size: tuple[int, int], side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Smooth scores, where few can win: what windows say of a place is alike, but not equal."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(60, 8, generator=generator)
+    field = interpolate(torch.randn(1, 8, 3, 4, generator=generator), RESIZED, mode="bicubic")[0]
+    windows = []
+    for scores, *place in placed():
+        top, left, height, width = place
+        part = field[None, :, top : top + height, left : left + width]
+        tokens = interpolate(part, scores.shape[1:], mode="bilinear")[0]
+        tokens += 0.1 * torch.randn(8, 1, 1, generator=generator)
+        windows.append(Placed(torch.einsum("kc,chw->khw", centres, tokens), *place))
+    left_over = []
+    able = sliding._able
+    monkeypatch.setattr(sliding, "SIDE", side)
+    monkeypatch.setattr(
+        sliding, "_able", lambda *given: left_over.append(able(*given)) or left_over[-1]
+    )
+    expected = interpolate(dense(windows)[None], size, mode="bilinear")[0].argmax(0).numpy()
+    assert np.array_equal(sliding_argmax(windows, RESIZED, *size), expected)
+    assert side > 5 or np.mean([len(ids) for ids in left_over]) < 30
+
+
+def test_the_lowest_of_equal_clusters_wins() -> None:
+    windows = [w._replace(scores=w.scores[[3, 3, 1, 1, 3, 5, 5, 1]]) for w in placed()]
+    found = sliding_argmax(windows, RESIZED, 75, 100)
+    assert set(np.unique(found)) == {0, 2, 5}
+
+
 def test_windows_must_cover_the_image() -> None:
     with pytest.raises(ValueError, match=r"must cover it, found \d+ of 1961 pixels"):
         average(placed()[:-1], RESIZED)
+    with pytest.raises(ValueError, match=r"must cover it, found \d+ of 1961 pixels"):
+        sliding_argmax(placed()[:-1], RESIZED, 20, 31)
 
 
 def test_the_crop_of_a_label_is_that_of_the_image() -> None:

@@ -71,13 +71,18 @@ def _able(patches: np.ndarray) -> np.ndarray:
     return greatest >= least.max(axis=2, keepdims=True)
 
 
-def _squares(patches: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pixels of one side lie: (first pixel of each square and the end, offset in [0, 1)).
+def positions(patches: int, pixels: int) -> np.ndarray:
+    """Where the pixels of one side lie, in patches: float64 ``(pixels,)`` in 0 .. patches - 1.
 
     Pixel centres as in ``F.interpolate`` with ``align_corners=False``; outside the outermost patch
     centres the nearest one counts.
     """
-    position = ((np.arange(pixels) + 0.5) * patches / pixels - 0.5).clip(0, patches - 1)
+    return ((np.arange(pixels) + 0.5) * patches / pixels - 0.5).clip(0, patches - 1)
+
+
+def _squares(patches: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """`positions` as (first pixel of each square and the end, offset in [0, 1))."""
+    position = positions(patches, pixels)
     square = position.astype(np.int64)
     first = np.searchsorted(square, np.arange(patches + 1))
     return first, (position - square).astype(np.float32)

@@ -45,8 +45,8 @@ class Run(NamedTuple):
 @click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")))
 @click.option("--repeats", default=5, show_default=True, help="Timed runs of each case.")
 def main(
-    model: str, weights: str | None, images: str | None, count: int, device: str, repeats: int,
-    **choices: Any,
+    model: str, weights: str | None, images: str | None, count: int, short_side: int, device: str,
+    repeats: int, **choices: Any,
 ) -> None:  # fmt: skip
     """Time the extraction of photos and the model alone on batches of the same sizes.
 
@@ -58,6 +58,7 @@ def main(
         settings = [
             *random_backbone(root, model, weights),
             f"compute.device={device}",
+            f"extract.train.short_side={short_side}",
             *(f"extract.{key}={value}" for key, value in choices.items()),
         ]
         make_project(root, 0 if images else count, 0, 480, 640, settings)
@@ -68,7 +69,8 @@ def main(
         table = [
             _row(name, taken, seconds["bare forward"], photos) for name, taken in seconds.items()
         ]
-        facts = {"model": model, "tiles": photos, "bfloat16": run.job.levels.bfloat16, **choices}
+        facts = {"model": model, "short_side": short_side, "tiles": photos}
+        facts |= {"bfloat16": run.job.levels.bfloat16, **choices}
         show("extraction", {**machine(choose_device(device)), **facts}, table)
 
 

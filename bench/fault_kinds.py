@@ -291,8 +291,12 @@ def bad_parameters(lab: Lab, folder: Path, draw: Draw) -> Found:
     else:
         tree = yaml.safe_load(path.read_text())
         section = pick(draw, SECTIONS)
-        key, value, stage = pick(draw, tree[section]), pick(draw, VALUES), SECTIONS[section]
-        tree[section][key] = value
+        node, value, stage = tree[section], pick(draw, VALUES), SECTIONS[section]
+        key = pick(draw, node)
+        if isinstance(node[key], dict) and draw.integers(8):
+            node = node[key]
+            key = pick(draw, node)
+        node[key] = value
         path.write_text(yaml.safe_dump(tree))
         ended = run(folder, stage)
     outcome = lab.judge(folder, stage, f"{key}|params.yaml|photos", ended)

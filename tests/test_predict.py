@@ -130,7 +130,7 @@ def test_windows_and_keys_equal_extract_and_segment(
     levels = {"head__levels": ["first", "context", 2, "keys"], "kmeans__level": "keys"}
     others = {"graph__level": "keys", "backbones__tiny__context": {2: 1.0, "keys": 0.5}}
     blocks = {"extract__blocks": ["first", 2], "extract__keys": True}
-    tiling = {"extract__window": 64, "extract__stride": 48}
+    tiling = {"extract__train__window": 64, "extract__train__stride": 48}
     paper = {"train__start": "random", "head__orthogonal": True, "head__level_norm": True}
     choices = {**levels, **others, **blocks, **tiling, **paper, "head__width": 64}
     project = finish(tmp_path, weights, **choices)
@@ -216,7 +216,7 @@ def test_cluster_ids_without_a_mapping(trained: Project) -> None:
 def test_more_than_256_clusters_take_16_bits(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = finish(tmp_path, weights, clusters=300, extract__short_side=128)
+    project = finish(tmp_path, weights, clusters=300, extract__train__short_side=128)
     monkeypatch.chdir(tmp_path)
     predict_ok(project, "photos/images", "--out", "ids", "--mapping", "none")
     found = written("ids")

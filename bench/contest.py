@@ -32,19 +32,18 @@ from bench.rivals import dsm, functions, maskclip, reco
 from bench.rivals.dsm import Picture
 from bench.rivals.functions import Group, Objective, group_of
 from bench.rivals.objectives import NeuralEF, Spin
-from bench.seen import Seen, count_pixels, labelled, patch_labels
+from bench.seen import Seen, count_pixels, labelled, patch_labels, tile_pixels
 from cache import heads
 from cache.features import Features
-from cache.images import read_image
 from cache.index import read_index
 from cache.labels import IGNORE, read_labels
 from cache.segments import PREDICTORS
 from pipeline.evaluation import MATCHINGS, confusion, scores
 from pipeline.features.tiles import sample_plan
-from pipeline.maps.predictors import restore, score_maps
+from pipeline.maps.predictors import restore
 from stages.params import Params, load
 from stages.progress import track
-from stages.segment import window_of
+from stages.segment import look
 from stages.train import sample_size
 
 MATCHED = ("majority_iou", "hungarian")
@@ -162,19 +161,10 @@ def main(
     classes = by_set.get(params.eval_sets[0][0], [])
     by_name = any(opponent.method in BY_NAME for opponent in named.values())
     clip = maskclip.load(clip_model, clip_pretrained, classes) if by_name else None
-    sizes = (
-        len(classes),
-        protocol,
-        clusters,
-        patches,
-        k,
-        degree,
-        epochs,
-        functions,
-        merge_to,
-        archive,
-    )
-    contest = Contest(params, cache, *sizes, clip)
+    contest = Contest(
+        params, cache, len(classes), protocol, clusters, patches, k, degree, epochs, functions,
+        merge_to, archive, clip,
+    )  # fmt: skip
     rows: dict[str, list[Table]] = {}
     for folder in folders:
         for name, table in trained(contest, folder).items():
@@ -240,16 +230,16 @@ def fit_by_name(
         return lambda item: [maskclip.cosines(clip, pixels) for pixels in item.windows()]
     rows = read_index("data/index.csv")
     tiles = contest.cache.training_tiles(contest.params.train_split)
-    look = partial(picture, contest, opponent.level)
+    see = partial(picture, contest, opponent.level)
     references = reco.fit(
         clip,
         len(tiles),
-        lambda i: read_image(rows[contest.cache.tiles[tiles[i]]["image"]].path),
-        lambda i: look(int(tiles[i])),
+        lambda i: tile_pixels(contest.cache, rows, tiles[i]),
+        lambda i: see(int(tiles[i])),
         contest.archive,
     )
     return lambda item: [
-        reco.scores(clip, references, look(tile), pixels)
+        reco.scores(clip, references, see(tile), pixels)
         for tile, pixels in zip(item.tiles, item.windows(), strict=True)
     ]
 
@@ -322,40 +312,40 @@ def training_set(contest: Contest, level: str) -> tuple[np.ndarray, np.ndarray]:
 def trained(contest: Contest, folder: str) -> dict[str, Table]:
     """Score the predictors of a trained head, as segment and eval do."""
     state, fitted, manifest = heads.load_head(Path(folder))
-    inputs, predictors = restore(manifest, state, fitted, torch.device("cpu"), contest.merge_to)
-    temperature = contest.params.segment.temperature
-
-    def maps(item: Seen, predictor: str) -> list[torch.Tensor]:
-        found = []
-        for tile in item.tiles:
-            own = window_of(contest.cache, tile, inputs, torch.device("cpu"))
-            alone = [own._replace(top=0, left=0)]
-            maps = score_maps(
-                predictors, alone, own.grid_h, own.grid_w, temperature=temperature, eigenfunctions=1
+    models = restore(manifest, state, fitted, torch.device("cpu"), contest.merge_to)
+    params, number = (
+        contest.params,
+        list(contest.cache.manifest["protocols"]).index(contest.protocol),
+    )
+    shape = contest.merge_to or manifest["head"]["clusters"], contest.classes
+    tables = {name: np.zeros(shape, np.int64) for name in PREDICTORS}
+    for item in labelled(contest.cache, params.eval_sets[0][1], contest.protocol):
+        seen = look(
+            (contest.cache, *models), item.row, number, params.segment.temperature,
+            torch.device("cpu"),
+        )  # fmt: skip
+        for name, table in tables.items():
+            logits = name == "ours"
+            table += count_pixels(
+                item, seen.frame, seen.of(name), shape, params.segment.crf, logits
             )
-            found.append(getattr(maps, predictor))
-        return found
-
-    return {
-        name: matched(
-            pixels(
-                contest,
-                partial(maps, predictor=name),
-                contest.merge_to or manifest["head"]["clusters"],
-                logits=name == "ours",
-            ),
-            named=False,
-        )
-        for name in PREDICTORS
-    }
+    return {name: matched(table, named=False) for name, table in tables.items()}
 
 
 def pixels(
     contest: Contest, maps: Callable[[Seen], list[torch.Tensor]], k: int, logits: bool
 ) -> np.ndarray:
-    """Pixels of every (cluster, class) of the evaluation split: `count_pixels`."""
-    items = labelled(contest.cache, contest.params.eval_sets[0][1], contest.protocol)
-    return count_pixels(items, maps, (k, contest.classes), contest.params.segment.crf, logits)
+    """Pixels of every (cluster, class) of the evaluation split, int64 ``(k, classes)``.
+
+    Args:
+        maps: score maps ``(k, grid_h, grid_w)`` of every tile of an image.
+        logits: what they hold, for a CRF.
+    """
+    shape, crf = (k, contest.classes), contest.params.segment.crf
+    table = np.zeros(shape, np.int64)
+    for item in labelled(contest.cache, contest.params.eval_sets[0][1], contest.protocol):
+        table += count_pixels(item, item.frame, maps(item), shape, crf, logits)
+    return table
 
 
 def matched(table: np.ndarray, named: bool) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,11 +33,26 @@ class Seen(NamedTuple):
 
     def windows(self) -> list[np.ndarray]:
         """The pixels of every tile, uint8 ``(h, w, 3)``; of one that is the image, the photo's."""
-        photo, boxes = read_image(self.row.path), self.frame.boxes
-        if boxes == [(0, 0, *self.frame.resized)]:
-            return [photo]
-        whole = resize(photo, *self.frame.resized)
-        return [whole[top : top + h, left : left + w] for top, left, h, w in boxes]
+        return _windows(self.row.path, self.frame.resized, self.frame.boxes)
+
+
+def tile_pixels(cache: Features, rows: Sequence[ImageRow], tile: int) -> np.ndarray:
+    """The pixels of a tile of training, as `Seen.windows`, its colours as in the photo."""
+    entry = cache.tiles[tile]
+    resized = int(entry["resized_h"]), int(entry["resized_w"])
+    box = entry[["top", "left", "height", "width"]].item()
+    (found,) = _windows(rows[entry["image"]].path, resized, [box])
+    return found[:, ::-1] if entry["flip"] else found
+
+
+def _windows(
+    path: str, resized: tuple[int, int], boxes: list[tuple[int, int, int, int]]
+) -> list[np.ndarray]:
+    photo = read_image(path)
+    if boxes == [(0, 0, *resized)]:
+        return [photo]
+    whole = resize(photo, *resized)
+    return [whole[top : top + h, left : left + w] for top, left, h, w in boxes]
 
 
 def labelled(cache: Features, split: str, protocol: str) -> Iterator[Seen]:
@@ -79,22 +94,17 @@ def _centres(entry: np.void, size: Sequence[int]) -> list[np.ndarray]:
 
 
 def count_pixels(
-    items: Iterator[Seen],
-    maps: Callable[[Seen], list[Tensor]],
-    shape: tuple[int, int],
-    crf: str,
+    item: Seen, frame: Frame, scores: Sequence[Tensor], shape: tuple[int, int], crf: str,
     logits: bool,
-) -> np.ndarray:
-    """Pixels of every (cluster, class), int64 of this shape.
+) -> np.ndarray:  # fmt: skip
+    """Pixels of every (cluster, class) of an image, int64 of this shape.
 
     Args:
-        maps: score maps ``(k, grid_h, grid_w)`` of every tile of an image.
+        scores: ``(k, grid_h, grid_w)`` of every box of the frame.
         crf: one of `CRFS`.
         logits: what the scores are, for a CRF.
     """
-    table, refiner = np.zeros(shape, np.int64), CRFS[crf]
-    for item in items:
-        pixels = item.frame.cut(read_image(item.row.path)) if refiner else None
-        ids = label_ids(maps(item), item.frame, refiner, pixels, logits=logits)
-        table += count(ids.astype(np.int64), item.label, *shape)
-    return table
+    refiner = CRFS[crf]
+    pixels = frame.cut(read_image(item.row.path)) if refiner else None
+    ids = label_ids(scores, frame, refiner, pixels, logits=logits)
+    return count(ids.astype(np.int64), item.label, *shape)

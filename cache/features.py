@@ -344,12 +344,12 @@ class Features:
 
     def size(self, tile: int) -> int:
         """Patches of a tile."""
-        row = self.tiles[tile]
-        return int(row["grid_h"] * row["grid_w"])
+        return self.sizes([tile])[0]
 
     def sizes(self, tiles: Sequence[int] | np.ndarray) -> list[int]:
         """Patches of each of these tiles."""
-        return [self.size(tile) for tile in tiles]
+        rows = self.tiles[np.asarray(tiles, np.int64)]
+        return (rows["grid_h"].astype(np.int64) * rows["grid_w"]).tolist()
 
     def tokens(self, level: int | str, tile: int) -> np.ndarray:
         """Tokens of a tile: float16 ``(patches, C)``, rows of the grid one after the other."""

@@ -39,6 +39,9 @@ from stages.params import Params, load
 PART_IMAGES = 8  # images of one part: what a kill loses at most
 EIGENFUNCTIONS = 6  # logits whose maps are kept for the report
 
+# The cache, the levels to look at, and the models.
+Opened = tuple[Features, Inputs, Predictors]
+
 
 class Job(NamedTuple):
     """All that a worker needs to fill any part; small enough to send around."""
@@ -97,7 +100,10 @@ def maps_of(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
     """The label maps of some images in every protocol, one image after the other."""
     protocols = _opened(job)[0].manifest["protocols"]
     for image in images:
-        looks = {name: look(job, image, number) for number, name in enumerate(protocols)}
+        looks = {
+            name: look(_opened(job), image, number, job.temperature, choose_device(job.device))
+            for number, name in enumerate(protocols)
+        }
         labels = {name: label_maps(seen, None) for name, seen in looks.items()}
         if (refiner := CRFS[job.crf]) is not None:
             pixels = read_image(image.path, sha256=image.sha256)
@@ -198,16 +204,16 @@ def label_ids(
     return label_map(average(placed, frame.resized), *frame.size, pixels, refiner, logits=logits)
 
 
-def look(job: Job, image: ImageRow, number: int) -> Look:
+def look(
+    opened: Opened, image: ImageRow, number: int, temperature: float | None, device: torch.device
+) -> Look:
     """Score what the protocol of that number sees of an image."""
-    cache, inputs, predictors = _opened(job)
-    patch, device = cache.manifest["patch"], choose_device(job.device)
+    cache, inputs, predictors = opened
+    patch = cache.manifest["patch"]
     plan = list(cache.manifest["protocols"].values())[number]
     tiles, frame = frame_of(cache, image, number)
     windows = [window_of(cache, tile, inputs, device) for tile in tiles]
-    score = partial(
-        score_maps, predictors, temperature=job.temperature, eigenfunctions=EIGENFUNCTIONS
-    )
+    score = partial(score_maps, predictors, temperature=temperature, eigenfunctions=EIGENFUNCTIONS)
     if plan["crop"] or plan["window"]:
         alone = [window._replace(top=0, left=0) for window in windows]
         return Look(frame, [score([w], w.grid_h, w.grid_w) for w in alone], patch)
@@ -230,8 +236,8 @@ def window_of(cache: Features, tile: int, inputs: Inputs, device: torch.device) 
 
 
 @lru_cache(maxsize=1)
-def _opened(job: Job) -> tuple[Features, Inputs, Predictors]:
-    """The cache, the levels to look at, and the models; once in each process."""
+def _opened(job: Job) -> Opened:
+    """Opened once in each process."""
     state, centres, manifest = heads.load_head(job.head)
     device = choose_device(job.device)
     inputs, predictors = restore(manifest, state, centres, device, job.merge_to)

@@ -93,13 +93,16 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _able_to_start(self) -> Params:
-        head = self.head
-        changed = head.width is not None or head.level_norm or head.orthogonal
-        if self.train.start == "kmeans" and changed:
+        head, start = self.head, self.train.start
+        if start == "kmeans" and head.width is not None:
             raise ValueError(
                 "train.start: a head that starts from K-means takes its tokens as they are: set "
-                "head.width to null, head.level_norm and head.orthogonal to false, or train.start "
-                "to random"
+                "head.width to null, or train.start to discriminant or random"
+            )
+        if start != "random" and (head.level_norm or head.orthogonal):
+            raise ValueError(
+                f"train.start: {start} needs a head that can be K-means: set head.level_norm and "
+                "head.orthogonal to false, or train.start to random"
             )
         return self
 

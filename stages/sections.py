@@ -186,11 +186,18 @@ class HeadParams(Section):
     last_bias: bool
 
 
+class DiscriminantParams(Section):
+    clusters: Annotated[int, Field(ge=2)]
+    runs: Count
+    shrinkage: NotNegative
+
+
 class TrainParams(Section):
     objective: Literal["neuralef", "pmi"]
     power: Annotated[float, Field(gt=0, le=1)]
-    start: Literal["kmeans", "random"]
+    start: Literal["discriminant", "kmeans", "random"]
     start_scale: Positive
+    discriminant: DiscriminantParams
     epochs: Count
     lr: Rate
     lr_end: NotNegative

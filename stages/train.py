@@ -6,6 +6,7 @@ import time
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -19,7 +20,8 @@ from cache.store.errors import InputError
 from pipeline.device import choose_device, return_large_arrays
 from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
-from pipeline.head import kmeans
+from pipeline.head import discriminant, kmeans
+from pipeline.head.discriminant import Discriminant
 from pipeline.head.head import Head, initialise, start_at
 from pipeline.head.objective import NeuralEF, Objective, PointwiseInformation, default_beta
 from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
@@ -79,8 +81,9 @@ def fit_head(
     adam = optimiser(head, params.train.lr)
     checkpoint = work / "checkpoint.safetensors"
     stored = heads.load_checkpoint(checkpoint)
-    if stored is None and params.train.start == "kmeans":
-        start_at(head, start_centres(params, cache), params.train.start_scale)
+    if stored is None and params.train.start != "random":
+        metric, centres = start_of(params, cache)
+        start_at(head, centres, params.train.start_scale, metric)
     objective = objective_of(params, head)
     finished, rows = resume(stored, head, adam, objective)
     groups, epochs = graphs.manifest["groups"], params.train.epochs
@@ -105,11 +108,19 @@ def fit_head(
 
 def build_head(params: Params, cache: Features) -> Head:
     """The head as the parameters describe it, with the initial weights of the seed."""
-    channels = [cache.channels(level) for level in params.head.levels]
     with way_out("change `head.width` (null = all channels) or `head.head_dim`"):
-        head = Head(channels, params.clusters, **params.head.model_dump(exclude={"levels"}))
+        head = Head(**shape_of(params, cache))
     initialise(head, torch.Generator().manual_seed(params.seed))
     return head
+
+
+def shape_of(params: Params, cache: Features) -> dict[str, Any]:
+    """The arguments of `Head`; discriminants of no given number are as many as the channels."""
+    channels = [cache.channels(level) for level in params.head.levels]
+    shape = {**params.head.model_dump(exclude={"levels"}), "channels": channels}
+    if params.train.start == "discriminant" and params.head.width is None:
+        shape["width"] = sum(channels)
+    return {**shape, "clusters": params.clusters}
 
 
 def objective_of(params: Params, head: Head) -> Objective:
@@ -132,19 +143,23 @@ def noise_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def start_centres(params: Params, cache: Features) -> np.ndarray:
-    """Centres of spherical K-means on a sample of the head's input: float32 ``(K, C)``."""
+def start_of(params: Params, cache: Features) -> tuple[Discriminant | None, np.ndarray]:
+    """Where training starts: the metric, if any, and float32 ``(K, width)`` centres under it.
+
+    Both are fitted to one sample of the head's input.
+    """
     tiles, levels = cache.training_tiles(params.train_split), params.head.levels
     plan = kmeans_sample(params, cache, tiles)
     tracked = zip(track(tiles, "sampling for the start"), plan, strict=True)
-    points = [cache.batch(levels, [tile])[rows] for tile, rows in tracked if len(rows)]
-    return kmeans.centres(
-        unit_rows(np.concatenate(points).astype(np.float32)),
-        params.clusters,
-        spherical=True,
-        seed=params.seed,
-        gpu=params.compute.device != "cpu",
-    )
+    found = [cache.batch(levels, [tile])[rows] for tile, rows in tracked if len(rows)]
+    points = unit_rows(np.concatenate(found).astype(np.float32))
+    seed, gpu, metric = params.seed, params.compute.device != "cpu", None
+    if params.train.start == "discriminant":
+        width = params.head.width or points.shape[1]
+        choices = params.train.discriminant.model_dump()
+        metric = discriminant.fit(points, width, **choices, seed=seed, gpu=gpu)
+        points = metric.rows(points)
+    return metric, kmeans.centres(points, params.clusters, spherical=True, seed=seed, gpu=gpu)
 
 
 def kmeans_sample(params: Params, cache: Features, tiles: np.ndarray) -> list[np.ndarray]:
@@ -199,6 +214,17 @@ def check_clusters(params: Params, cache: Features, tiles: np.ndarray) -> None:
         )
     for level in (*params.head.levels, params.kmeans.level):
         cache.array(level)
+    start, channels = params.train.start, sum(map(cache.channels, params.head.levels))
+    if start == "discriminant" and (params.head.width or 0) > channels:
+        raise InputError(
+            f"head.width must be at most the {channels} channels of {params.head.levels} with "
+            f"train.start discriminant, found {params.head.width}: lower it, or set it to null"
+        )
+    if start == "discriminant" and params.train.discriminant.clusters > patches:
+        raise InputError(
+            f"train.discriminant.clusters ({params.train.discriminant.clusters}) must not exceed "
+            f"the number of training patches ({patches}): lower it"
+        )
     channels = cache.channels(params.kmeans.level)
     if (params.kmeans.whiten or 0) > channels:
         raise InputError(
@@ -209,9 +235,8 @@ def check_clusters(params: Params, cache: Features, tiles: np.ndarray) -> None:
 
 def describe(params: Params, cache: Features, graphs: Graphs) -> dict:
     """What the head is made from, and what `segment` and `predict` need to use it."""
-    channels = [cache.channels(level) for level in params.head.levels]
     choices = {
-        "head": {**params.head.model_dump(), "channels": channels, "clusters": params.clusters},
+        "head": {**shape_of(params, cache), "levels": params.head.levels},
         "context": [*params.vit.context],
         "kmeans": params.kmeans.model_dump(),
         "train": params.train.model_dump(),

@@ -84,17 +84,31 @@ def test_window_and_stride_must_fit_together(tmp_path: Path, tree: dict) -> None
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("width", 192), ("level_norm", True), ("orthogonal", True)]
+    ("start", "key", "value", "text"),
+    [
+        ("kmeans", "width", 192, "set head.width to null"),
+        *(
+            (start, key, True, "set head.level_norm and head.orthogonal to false")
+            for start in ("kmeans", "discriminant")
+            for key in ("level_norm", "orthogonal")
+        ),
+    ],
 )
 def test_a_start_from_kmeans_needs_a_head_that_fits(
-    tmp_path: Path, tree: dict, key: str, value: object
+    tmp_path: Path, tree: dict, start: str, key: str, value: object, text: str
 ) -> None:
-    tree["train"]["start"] = "kmeans"
+    tree["train"]["start"] = start
     tree["head"][key] = value
-    with pytest.raises(InputError, match=r"  train.start: .*: set head.width to null, .* random$"):
+    with pytest.raises(InputError, match=rf"  train.start: .*{text}.* random$"):
         load(tmp_path, tree)
     tree["train"]["start"] = "random"
     assert getattr(load(tmp_path, tree).head, key) == value
+
+
+def test_discriminants_may_be_fewer_than_channels(tmp_path: Path, tree: dict) -> None:
+    tree["train"]["start"] = "discriminant"
+    tree["head"]["width"] = 192
+    assert load(tmp_path, tree).head.width == 192
 
 
 def test_levels_of_the_context_are_stored_ones_with_a_weight(tmp_path: Path, tree: dict) -> None:

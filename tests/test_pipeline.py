@@ -242,22 +242,25 @@ def test_the_start_from_kmeans_is_made_once(
         patch.setattr(train, "fit_kmeans", stop)  # after the last epoch
         project.fails("train", "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "start_centres", stop)
+        patch.setattr(train, "start_of", stop)
         project.ok("train")
     assert tree_bytes(Path("data/head")) == expected
     with monkeypatch.context() as patch:
-        patch.setattr(train, "start_centres", stop)
+        patch.setattr(train, "start_of", stop)
         project.fails("train", "stopped")
 
 
-def test_the_first_head_is_kmeans_on_its_input(project: Project) -> None:
-    for key, value in (("train.lr", 1e-12), ("train.lr_end", 0.0), ("train.epochs", 1)):
+@pytest.mark.parametrize("start", ["kmeans", "discriminant"])
+def test_the_first_head_is_kmeans_on_its_input(project: Project, start: str) -> None:
+    for key, value in (("train.lr", 1e-12), ("train.lr_end", 0.0), ("train.start", start)):
         project.set(key, value)
     project.ok("prepare", "extract", "context", "graph", "train")
     choices = params.load()
     features = Features.open("data/features.zarr").beside("data/context.zarr")
     rows = features.batch(["context"], features.tiles_of("train")).astype(np.float32)
-    cosines = rows @ train.start_centres(choices, features).T
+    metric, centres = train.start_of(choices, features)
+    assert (metric is None) == (start == "kmeans")
+    cosines = (rows if metric is None else metric.rows(rows)) @ centres.T
     head = train.build_head(choices, features)
     head.load_state_dict(load_file("data/head/head.safetensors"))
     with torch.no_grad():
@@ -267,6 +270,15 @@ def test_the_first_head_is_kmeans_on_its_input(project: Project) -> None:
     assert (logits.argmax(axis=1) == cosines.argmax(axis=1)).mean() > 0.9
     ratio = np.linalg.norm(logits) / np.linalg.norm(cosines)
     assert ratio == pytest.approx(choices.train.start_scale, rel=0.1)
+
+
+def test_more_discriminants_than_channels_are_refused_before_training(project: Project) -> None:
+    project.ok("prepare", "extract", "context", "graph")
+    project.set("head.width", 4096)
+    project.fails("train", "head.width must be at most the 32 channels of ['context']")
+    project.set("head.width", None)
+    project.set("train.discriminant.clusters", 1000)
+    project.fails("train", "train.discriminant.clusters (1000) must not exceed the number of ")
 
 
 def test_a_checkpoint_of_a_head_with_other_shapes_is_refused(project: Project) -> None:
@@ -284,6 +296,9 @@ def test_alpha_and_the_choices_of_the_head_reach_the_training(project: Project) 
     changes = (
         ("graph.alpha", 0.0),
         ("train.start_scale", 5.0),
+        ("train.discriminant.shrinkage", 1.0),
+        ("train.discriminant.runs", 2),
+        ("train.start", "kmeans"),
         ("train.start", "random"),
         ("head.width", 64),
         ("head.level_norm", True),

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from pipeline.head.discriminant import Discriminant
+
 INIT_STD = 0.02
 
 
@@ -195,7 +197,9 @@ def initialise(head: Head, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def start_at(head: Head, centres: np.ndarray, scale: float) -> None:
+def start_at(
+    head: Head, centres: np.ndarray, scale: float, metric: Discriminant | None = None
+) -> None:
     """Let training start from spherical K-means: logits become scale * cos(token, centre).
 
     The last layer of every branch of a block becomes 0, so that blocks change nothing yet; what is
@@ -204,18 +208,26 @@ def start_at(head: Head, centres: np.ndarray, scale: float) -> None:
 
     Args:
         centres: float32 ``(K, width)``, of length 1.
+        metric: what the projection becomes; the centres and the cosines are then of its rows. None
+            for a head without one.
 
     Raises:
-        ValueError: the head changes its tokens before the blocks, or its last layer is constrained.
+        ValueError: the head changes its tokens otherwise before the blocks, or its last layer is
+            constrained.
     """
-    free = isinstance(head.projection, nn.Identity) and not head.level_norms
+    projected = isinstance(head.projection, nn.Linear)
+    free = projected == (metric is not None) and not head.level_norms
     if not free or parametrize.is_parametrized(head.last):
         raise ValueError(
-            "a head that starts from K-means must take its tokens as they are and have a free last "
-            "layer, found a projection, norms of levels or an orthogonal layer"
+            "a head that starts from K-means must take its tokens as they are, or by the "
+            "discriminants, and have a free last layer, found another projection, norms of levels "
+            "or an orthogonal layer"
         )
     for block in head.blocks:
         for branch in (block.out, block.mlp[-1]):  # type: ignore[index,union-attr]
             nn.init.zeros_(branch.weight)  # type: ignore[union-attr,arg-type]
             nn.init.zeros_(branch.bias)  # type: ignore[union-attr,arg-type]
+    if metric is not None and isinstance(head.projection, nn.Linear):
+        head.projection.weight.copy_(torch.from_numpy(metric.projection.T))
+        head.projection.bias.copy_(torch.from_numpy(-metric.mean @ metric.projection))
     head.last.weight.copy_(torch.from_numpy(centres) * (scale / head.width**0.5))

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import click
+import faiss
 import numpy as np
 
 from bench.timing import machine, show
@@ -47,11 +48,7 @@ def main(level: str, drawn: str | None, k: int, image: int, wanted: float) -> No
     seconds = {"exact search": 0.0}
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        cells = cell_count(n)
-        sample = rows[generator.permutation(n)[: cells * SAMPLE_PER_CELL]]
-        blocks = ((i, rows[i : i + BLOCK_PATCHES]) for i in range(0, n, BLOCK_PATCHES))
-        write_index(Path(folder), empty_index(sample, cells, 0), blocks)
-        index = open_index(folder)
+        index = filled_index(rows, Path(folder))
         seconds["index"] = time.perf_counter() - start
         start = time.perf_counter()
         for first in range(0, n, BLOCK_PATCHES):
@@ -61,19 +58,36 @@ def main(level: str, drawn: str | None, k: int, image: int, wanted: float) -> No
         setting = (rows[picked[:half]], own[picked[:half]], exact.indices[:half])
         probes, measured = choose_probes(index, *setting, wanted)
         start = time.perf_counter()
-        on_device = to_gpu(index)
-        ids = np.concatenate([
-            search(on_device, rows[i : i + BLOCK_PATCHES], own[i : i + BLOCK_PATCHES], k, probes)[0]
-            for i in range(0, n, BLOCK_PATCHES)
-        ])  # fmt: skip
+        ids = search_all(index, rows, own, k, probes)
         seconds["search"] = time.perf_counter() - start
     held = [
         np.isin(truth, ids[row]).mean()
         for row, truth in zip(picked[half:], exact.indices[half:], strict=True)
     ]
-    facts = {"rows": n, "channels": rows.shape[1], "k": k, "image": image, "cells": cells}
+    facts = {"rows": n, "channels": rows.shape[1], "k": k, "image": image, "cells": index.nlist}
     facts |= {"probes": probes, "recall on the sample": measured, "on others": float(np.mean(held))}
     show("knn", {**machine(), **facts}, [{"what": w, "seconds": s} for w, s in seconds.items()])
+
+
+def filled_index(rows: np.ndarray, folder: Path) -> faiss.IndexIVF:
+    """The index of unit rows ``(n, c)``, in a file of the folder, opened."""
+    n, cells = len(rows), cell_count(len(rows))
+    sample = rows[np.random.default_rng(1).permutation(n)[: cells * SAMPLE_PER_CELL]]
+    blocks = ((i, rows[i : i + BLOCK_PATCHES]) for i in range(0, n, BLOCK_PATCHES))
+    write_index(folder, empty_index(sample, cells, 0), blocks)
+    return open_index(folder)
+
+
+def search_all(
+    index: faiss.IndexIVF, rows: np.ndarray, own: np.ndarray, k: int, probes: int
+) -> np.ndarray:
+    """The neighbours of all rows, int64 ``(n, k)`` ids; arguments as `search` takes them."""
+    on_device = to_gpu(index)
+    found = [
+        search(on_device, rows[i : i + BLOCK_PATCHES], own[i : i + BLOCK_PATCHES], k, probes)[0]
+        for i in range(0, len(rows), BLOCK_PATCHES)
+    ]
+    return np.concatenate(found)
 
 
 def cached_rows(level: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +33,6 @@ class Small(NamedTuple):
 
     areas: np.ndarray
     regions: atlas.Regions
-    pairs: tuple[np.ndarray, np.ndarray]  # ids of every patch: first and second
 
 
 def make_atlas(
@@ -41,21 +40,26 @@ def make_atlas(
     rows: Sequence[ImageRow],
     maps: Segments,
     suggested: Mapping[str, Any] | None,
-) -> bytes:
-    """The page, which holds all that it shows.
+) -> Iterator[bytes]:
+    """The page, which holds all that it shows, in pieces.
 
     Args:
         rows: the images that have label maps.
+        maps: open until the last piece: a photo is read when its piece is asked for.
         suggested: names to begin with (``classes``, ``clusters``), where labels gave some.
     """
     k = maps.clusters[PREDICTOR]
     size = min(MOST_CELLS, CELLS // min(len(rows), PHOTOS))
-    small = [look_at(maps, row, k, size) for row in track(rows, "regions")]
+    pairs = np.zeros((k, k), np.int64)
+    small = []
+    for row in track(rows, "regions"):
+        one, first_and_second = look_at(maps, row, k, size)
+        np.add.at(pairs, first_and_second, 1)
+        small.append(one)
     weight = np.array([row.height * row.width for row in rows], dtype=np.float64)
     areas = np.stack([one.areas for one in small])
     share = (areas / areas.sum(axis=1, keepdims=True) * (weight / weight.sum())[:, None]).sum(0)
-    first, second = (np.concatenate(ids) for ids in zip(*(s.pairs for s in small), strict=True))
-    like = atlas.likeness(first, second, k)
+    like = atlas.likeness(pairs)
     shown = atlas.photos_to_show(areas, PHOTOS)
     data = {
         "format": FORMAT,
@@ -64,24 +68,27 @@ def make_atlas(
         "k": k,
         "scale": SCALE,
         "all": len(rows),
-        "photos": [
-            photo_entry(maps, rows[i], size, BYTES // len(shown)) for i in track(shown, "photos")
-        ],
         "clusters": cluster_entries(small, shown, share, like, areas),
         "suggested": suggested,
     }
-    return render("atlas.html", title=title, data=data)
+    photos = (photo_entry(maps, rows[i], size, BYTES // len(shown)) for i in track(shown, "photos"))
+    return render("atlas.html", title=title, data=data, photos=photos)
 
 
-def look_at(maps: Segments, row: ImageRow, k: int, size: int) -> Small:
-    """Regions and areas of one photo, at the resolution of the page."""
+def look_at(
+    maps: Segments, row: ImageRow, k: int, size: int
+) -> tuple[Small, tuple[np.ndarray, np.ndarray]]:
+    """Regions and areas of one photo, at the resolution of the page.
+
+    With them ids ``(n,)`` of its patches: the clusters that came first, and second.
+    """
     ids = maps.read(PREDICTOR, row.id)
     cells = atlas.shrink(ids, *grid(row, size))
     seconds, margins = maps.runner_up(row.id)
     regions = atlas.regions(cells, atlas.shrink(margins, *cells.shape))
-    first = atlas.shrink(ids, *seconds.shape).ravel().astype(np.int64)
+    first = atlas.shrink(ids, *seconds.shape).ravel()
     areas = np.bincount(cells.ravel(), minlength=k)
-    return Small(areas, regions, (first, seconds.ravel().astype(np.int64)))
+    return Small(areas, regions), (first, seconds.ravel())
 
 
 def grid(row: ImageRow, size: int) -> tuple[int, int]:

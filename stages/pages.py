@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ from cache.store.artefact import replace_folder
 from stages.drawing import Picture
 
 
-def write_pages(out: str | Path, pages: Mapping[str, bytes], pictures: Iterable[Picture]) -> None:
-    """Write a folder of pages, by file name, and pictures.
+def write_pages(
+    out: str | Path, pages: Mapping[str, Iterable[bytes]], pictures: Iterable[Picture]
+) -> None:
+    """Write a folder of pages, by file name and in pieces, and pictures.
 
     It appears complete, replacing a former one.
     """
-    files = {f"{picture.name}.png": picture.png for picture in pictures}
+    files = {f"{picture.name}.png": [picture.png] for picture in pictures}
     replace_folder(out, {**files, **pages})
 
 
-def render(template: str, **shown: Any) -> bytes:
-    """A page that holds its pictures itself (base64) and refers to nothing outside.
+def render(template: str, **shown: Any) -> Iterator[bytes]:
+    """A page that holds its pictures itself (base64) and refers to nothing outside, in pieces.
 
-    Whatever it shows is escaped.
+    Whatever it shows is escaped. A page of thousands of photos is never in memory as a whole.
 
     Args:
         template: name of a file in stages/templates.
@@ -35,4 +37,4 @@ def render(template: str, **shown: Any) -> bytes:
         loader=PackageLoader("stages"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["average"] = statistics.fmean
-    return environment.get_template(template).render(**shown).encode()
+    return (piece.encode() for piece in environment.get_template(template).generate(**shown))

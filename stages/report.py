@@ -77,10 +77,10 @@ def make_report(
         mapping = found[sets[0][0]].mapping
         atlas = make_atlas(title, maps.stored(images), maps, suggestion(mapping))
         facts, main = run_facts(params, maps.manifest), maps.main
-    curves = curve_charts(curve)
-    pictures = [picture for one in sections for picture in one["pictures"]] + curves
-    page = render("report.html", sections=sections, curves=curves, **facts)
-    write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
+        curves = curve_charts(curve)
+        pictures = [picture for one in sections for picture in one["pictures"]] + curves
+        page = render("report.html", sections=sections, curves=curves, **facts)
+        write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
     for name, split in sets:
         print_scores(name, found[name].metrics, params.fitted_on(name, split), split, train)
     click.echo(f"To name the clusters: {Path(out) / 'clusters.html'}")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import stages.atlas
 from cache import heads
 from cache.index import read_index
 from cache.names import read_names
@@ -79,7 +80,9 @@ def test_examples_are_of_different_photos_and_never_both() -> None:
 
 def test_likeness_counts_who_comes_second() -> None:
     first, second = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([1, 1, 1, 2, 0, 2, 3])
-    found = atlas.likeness(first, second, 4)
+    pairs = np.zeros((4, 4), int)
+    np.add.at(pairs, (first, second), 1)
+    found = atlas.likeness(pairs)
     np.testing.assert_allclose(found, found.T)
     assert found[0, 1] == pytest.approx((3 / 4 + 1 / 2) / 2)
     assert found[2, 3] == pytest.approx(1 / 2) and not found.diagonal().any()
@@ -194,6 +197,29 @@ def test_the_page_shows_every_cluster_and_photo_and_refers_to_nothing(finished: 
     assert "http" not in page.replace("http-equiv", "") and "<b>meadow" not in page
 
 
+def test_a_photo_is_read_when_its_piece_of_the_page_is(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished)
+    entry, names = stages.atlas.photo_entry, []
+
+    def noted(*given: Any) -> dict[str, Any]:
+        names.append(given[1].stem)
+        return entry(*given)
+
+    monkeypatch.setattr(stages.atlas, "photo_entry", noted)
+    with Segments("data/segments.h5") as maps:
+        rows = maps.stored(read_index("data/index.csv"))
+        page, read = b"", [0]
+        for piece in make_atlas("", rows, maps, None):
+            page += piece
+            read.append(len(names))
+    assert read[1] == 0 and read[-1] == len(rows) == 9
+    assert all(after - before <= 1 for before, after in pairwise(read))
+    shown = [one["name"].split("/")[1] for one in page_data(page.decode())["photos"]]
+    assert shown == names == [row.stem for row in rows]
+
+
 def test_a_large_page_stays_below_20_megabytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,8 +252,9 @@ def test_a_large_page_stays_below_20_megabytes(
     }
     parts.assemble(".", ["all"], "segments.h5", manifest)
     with Segments("segments.h5") as store:
-        page = make_atlas("large", read_index("index.csv"), store, None)
-    assert len(page) < 20_000_000
+        pieces = list(make_atlas("large", read_index("index.csv"), store, None))
+    page = b"".join(pieces)
+    assert len(page) < 20_000_000 and max(map(len, pieces)) < len(page) / 10
     data = page_data(page.decode())
     assert (len(data["photos"]), data["all"], len(data["clusters"])) == (1000, count, k)
     assert all(one["typical"] for one in data["clusters"])

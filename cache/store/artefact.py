@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -80,19 +80,20 @@ def publish(work: str | Path, out: str | Path) -> None:
     os.replace(work, out)
 
 
-def replace_folder(out: str | Path, files: Mapping[str, bytes]) -> None:
+def replace_folder(out: str | Path, files: Mapping[str, Iterable[bytes]]) -> None:
     """Write a folder of files by way of a temporary one: it appears complete, in place of a former.
 
     Args:
-        files: content by name.
+        files: content by name, in pieces.
     """
     out = Path(out)
     work = out.with_name(f".{out.name}.partial")
     if work.exists():
         shutil.rmtree(work)
     work.mkdir(parents=True)
-    for name, content in files.items():
-        (work / name).write_bytes(content)
+    for name, pieces in files.items():
+        with open(work / name, "wb") as file:
+            file.writelines(pieces)
     publish(work, out)
 
 

@@ -99,18 +99,17 @@ def examples(
     return typical, ranked[len(typical) :][-n:][::-1]
 
 
-def likeness(first: np.ndarray, second: np.ndarray, k: int) -> np.ndarray:
+def likeness(pairs: np.ndarray) -> np.ndarray:
     """How often two clusters compete for a patch: symmetric float64 ``(k, k)`` in 0..1.
 
     Of the patches of one, the share where the other comes second, averaged over both directions;
     0 on the diagonal.
 
     Args:
-        first, second: integers ``(n,)``: the winning cluster of every patch, and the next one.
+        pairs: integers ``(k, k)``: patches by the cluster that won them, and the next one.
     """
-    pairs = np.bincount(first * k + second, minlength=k * k).reshape(k, k).astype(np.float64)
-    np.fill_diagonal(pairs, 0)
-    share = pairs / np.maximum(pairs.sum(axis=1, keepdims=True), 1)
+    others = pairs * (1.0 - np.eye(len(pairs)))
+    share = others / np.maximum(others.sum(axis=1, keepdims=True), 1)
     return (share + share.T) / 2
 
 

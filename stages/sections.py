@@ -189,7 +189,7 @@ class HeadParams(Section):
 class DiscriminantParams(Section):
     clusters: Annotated[int, Field(ge=2)]
     runs: Count
-    shrinkage: NotNegative
+    shrinkage: Positive
 
 
 class TrainParams(Section):

@@ -37,7 +37,7 @@ MARKERS = {
     "graph": "graph.h5-*/part-*.h5",
     "segment": "segments.h5-*/part-*.h5",
 }
-ONE, TWO, LOST = "tcp, 1 worker", "tcp, 2 workers", "tcp, 2 workers, 1 killed"
+ONE, LOST = "tcp, 1 worker", "tcp, 2 workers, 1 killed"
 # Jobs enough that two workers share them evenly.
 SETTINGS = (
     "graph.group_patches=4800",
@@ -50,13 +50,20 @@ SETTINGS = (
 @click.option("--images", default=96, show_default=True, help="Training photos.")
 @click.option("--height", default=240, show_default=True, help="Of a photo, in pixels.")
 @click.option("--width", default=320, show_default=True, help="Of a photo, in pixels.")
+@click.option("--workers", type=int, multiple=True, default=(2,), help="Of a cluster, beside one.")
 @click.option("--repeats", default=5, show_default=True, help="Of every case, of every stage.")
 @click.option("--threads", default=1, show_default=True, help="compute.threads of every job.")
 @click.option("-S", "settings", multiple=True, help="Set a parameter: key=value, repeatable.")
 def main(
-    images: int, height: int, width: int, repeats: int, threads: int, settings: tuple[str, ...]
+    images: int,
+    height: int,
+    width: int,
+    workers: tuple[int, ...],
+    repeats: int,
+    threads: int,
+    settings: tuple[str, ...],
 ) -> None:
-    """Run the stages that have jobs in this process, by one worker, by two, and with one killed.
+    """Run the stages that have jobs in this process, by one worker, by more, and with one killed.
 
     A real scheduler and real workers on loopback, one job each at a time; they are warm when the
     clock starts. Photos are drawn, a third as many in the validation split. SETTINGS hold too.
@@ -69,7 +76,7 @@ def main(
         make_project(project, images, -(-images // 3), height, width, settings)
         stack.enter_context(chdir(project))
         addresses = {"sync": "sync"}
-        for name, count in ((ONE, 1), (TWO, 2)):
+        for name, count in {ONE: 1, **{f"tcp, {n} workers": n for n in workers}}.items():
             addresses[name] = stack.enter_context(cluster(elsewhere, count))
         rows = []
         extract.SHARD_PATCHES = SHARD_PATCHES

@@ -106,7 +106,12 @@ def test_the_cluster_bench_compares_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     settings = ("-S", "extract.train.short_side=48", "-S", "clusters=4", "-S", "graph.k=5")
     (table,) = tables(cluster.main, *size, *settings)
     rows = table["rows"]
-    assert [row["case"] for row in rows[:4]] == ["sync", cluster.ONE, cluster.TWO, cluster.LOST]
+    assert [row["case"] for row in rows[:4]] == [
+        "sync",
+        cluster.ONE,
+        "tcp, 2 workers",
+        cluster.LOST,
+    ]
     equal = {(row["stage"], row["case"]): row["bytes as sync"] for row in rows}
     assert not equal.pop(("graph", cluster.LOST))
     assert len(equal) == 15 and all(equal.values())

@@ -155,8 +155,7 @@ def start_of(params: Params, cache: Features) -> tuple[Discriminant | None, np.n
     points = unit_rows(np.concatenate(found).astype(np.float32))
     seed, gpu, metric = params.seed, params.compute.device != "cpu", None
     if params.train.start == "discriminant":
-        width = params.head.width or points.shape[1]
-        choices = params.train.discriminant.model_dump()
+        width, choices = shape_of(params, cache)["width"], params.train.discriminant.model_dump()
         metric = discriminant.fit(points, width, **choices, seed=seed, gpu=gpu)
         points = metric.rows(points)
     return metric, kmeans.centres(points, params.clusters, spherical=True, seed=seed, gpu=gpu)
@@ -214,22 +213,28 @@ def check_clusters(params: Params, cache: Features, tiles: np.ndarray) -> None:
         )
     for level in (*params.head.levels, params.kmeans.level):
         cache.array(level)
-    start, channels = params.train.start, sum(map(cache.channels, params.head.levels))
-    if start == "discriminant" and (params.head.width or 0) > channels:
-        raise InputError(
-            f"head.width must be at most the {channels} channels of {params.head.levels} with "
-            f"train.start discriminant, found {params.head.width}: lower it, or set it to null"
-        )
-    if start == "discriminant" and params.train.discriminant.clusters > patches:
-        raise InputError(
-            f"train.discriminant.clusters ({params.train.discriminant.clusters}) must not exceed "
-            f"the number of training patches ({patches}): lower it"
-        )
+    if params.train.start == "discriminant":
+        check_discriminant(params, cache, min(patches, sample_size(params.clusters)))
     channels = cache.channels(params.kmeans.level)
     if (params.kmeans.whiten or 0) > channels:
         raise InputError(
             f"kmeans.whiten must be at most the {channels} channels of {params.kmeans.level}, "
             f"found {params.kmeans.whiten}: lower it, or set it to null"
+        )
+
+
+def check_discriminant(params: Params, cache: Features, patches: int) -> None:
+    """Find more coarse clusters than sampled patches, or more discriminants than channels."""
+    channels = sum(cache.channels(level) for level in params.head.levels)
+    if (params.head.width or 0) > channels:
+        raise InputError(
+            f"head.width must be at most the {channels} channels of {params.head.levels} with "
+            f"train.start discriminant, found {params.head.width}: lower it, or set it to null"
+        )
+    if (clusters := params.train.discriminant.clusters) > patches:
+        raise InputError(
+            f"train.discriminant.clusters ({clusters}) must not exceed the number of training "
+            f"patches that K-means sees ({patches}): lower it"
         )
 
 

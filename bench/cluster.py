@@ -50,7 +50,13 @@ SETTINGS = (
 @click.option("--images", default=96, show_default=True, help="Training photos.")
 @click.option("--height", default=240, show_default=True, help="Of a photo, in pixels.")
 @click.option("--width", default=320, show_default=True, help="Of a photo, in pixels.")
-@click.option("--workers", type=int, multiple=True, default=(2,), help="Of a cluster, beside one.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=2),
+    multiple=True,
+    default=(2,),
+    help="Of a cluster, beside one.",
+)
 @click.option("--repeats", default=5, show_default=True, help="Of every case, of every stage.")
 @click.option("--threads", default=1, show_default=True, help="compute.threads of every job.")
 @click.option("-S", "settings", multiple=True, help="Set a parameter: key=value, repeatable.")

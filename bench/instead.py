@@ -12,15 +12,15 @@ import click
 import numpy as np
 
 from bench.growth import cost
-from bench.knn import drawn_rows, filled_index, search_all
+from bench.knn import drawn_rows, exact_neighbours, filled_index, search_all
 from bench.opponents import import_ncut, ncut
 from bench.rivals import dsm
 from bench.rivals.dsm import Picture
 from bench.timing import machine, show
 from cache.features import Features
 from pipeline.features.whitening import unit_rows
-from pipeline.graph.search import ExactTop, choose_probes
-from stages.graph import BLOCK_PATCHES, QUERIES
+from pipeline.graph.search import choose_probes
+from stages.graph import QUERIES
 from stages.params import load
 
 PATCHES = "the patches alone"
@@ -43,13 +43,10 @@ def graph(pictures: Sequence[Picture], asked: Choices) -> np.ndarray:
     rows = joined(pictures)
     own = np.arange(len(rows))[:, None] + [0, 1]
     picked = np.random.default_rng(0).choice(len(rows), min(QUERIES, len(rows)), replace=False)
-    exact = ExactTop(rows[picked], own[picked], asked.k)
-    for first in range(0, len(rows), BLOCK_PATCHES):
-        exact.add(first, rows[first : first + BLOCK_PATCHES])
+    truth = exact_neighbours(rows, own, picked, asked.k)
     with tempfile.TemporaryDirectory() as folder:
         index = filled_index(rows, Path(folder))
-        setting = rows[picked], own[picked], exact.indices
-        probes, _ = choose_probes(index, *setting, asked.recall)
+        probes, _ = choose_probes(index, rows[picked], own[picked], truth, asked.recall)
         return search_all(index, rows, own, asked.k, probes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.graph.search import (
     search,
     to_gpu,
 )
+from pipeline.head.kmeans import ITERATIONS, centres
 from stages.graph import BLOCK_PATCHES, QUERIES
 from stages.params import load
 
@@ -33,40 +35,49 @@ from stages.params import load
 @click.option("--k", default=32, show_default=True, help="Neighbours.")
 @click.option("--image", default=1, show_default=True, help="Rows of an image, left out; 1 = self.")
 @click.option("--recall", "wanted", default=0.95, show_default=True)
-def main(level: str, drawn: str | None, k: int, image: int, wanted: float) -> None:
+@click.option("--clusters", type=int, help="Fit K-means with so many centres to all rows, too.")
+def main(
+    level: str, drawn: str | None, k: int, image: int, wanted: float, clusters: int | None
+) -> None:
     """Build the index of all rows, choose how many cells to look into, search all rows.
 
-    Seconds of each, the recall on the sample that set the probes and on others, and what the exact
-    search of all rows would take at the rate of the sample's.
+    Seconds of each, the recall on the sample that set the probes and on others, what the exact
+    search of all rows would take at the rate of the sample's, and the peak memory of all this.
     """
     rows = drawn_rows(*map(int, drawn.split(","))) if drawn else cached_rows(level)
     n = len(rows)
     own = np.arange(n)[:, None] // image * image + [0, image]
-    generator = np.random.default_rng(0)
-    picked = generator.choice(n, min(2 * QUERIES, n), replace=False)
-    exact = ExactTop(rows[picked], own[picked], k)
-    seconds = {"exact search": 0.0}
+    picked = np.random.default_rng(0).choice(n, min(2 * QUERIES, n), replace=False)
+    start = time.perf_counter()
+    truth = exact_neighbours(rows, own, picked, k)
+    seconds = {"exact search": (time.perf_counter() - start) * n / len(picked)}
+    half = len(picked) // 2
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         index = filled_index(rows, Path(folder))
         seconds["index"] = time.perf_counter() - start
-        start = time.perf_counter()
-        for first in range(0, n, BLOCK_PATCHES):
-            exact.add(first, rows[first : first + BLOCK_PATCHES])
-        seconds["exact search"] = (time.perf_counter() - start) * n / len(picked)
-        half = len(picked) // 2
-        setting = (rows[picked[:half]], own[picked[:half]], exact.indices[:half])
-        probes, measured = choose_probes(index, *setting, wanted)
+        sample = (rows[picked[:half]], own[picked[:half]], truth[:half])
+        probes, measured = choose_probes(index, *sample, wanted)
         start = time.perf_counter()
         ids = search_all(index, rows, own, k, probes)
         seconds["search"] = time.perf_counter() - start
-    held = [
-        np.isin(truth, ids[row]).mean()
-        for row, truth in zip(picked[half:], exact.indices[half:], strict=True)
-    ]
+    held = [np.isin(t, ids[row]).mean() for row, t in zip(picked[half:], truth[half:], strict=True)]
     facts = {"rows": n, "channels": rows.shape[1], "k": k, "image": image, "cells": index.nlist}
     facts |= {"probes": probes, "recall on the sample": measured, "on others": float(np.mean(held))}
+    facts["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    if clusters:
+        start = time.perf_counter()
+        centres(rows, clusters, spherical=True, seed=0)
+        seconds[f"K-means, {ITERATIONS} steps"] = time.perf_counter() - start
     show("knn", {**machine(), **facts}, [{"what": w, "seconds": s} for w, s in seconds.items()])
+
+
+def exact_neighbours(rows: np.ndarray, own: np.ndarray, picked: np.ndarray, k: int) -> np.ndarray:
+    """The true neighbours of the picked rows: int64 ``(picked, k)`` ids."""
+    exact = ExactTop(rows[picked], own[picked], k)
+    for first in range(0, len(rows), BLOCK_PATCHES):
+        exact.add(first, rows[first : first + BLOCK_PATCHES])
+    return exact.indices
 
 
 def filled_index(rows: np.ndarray, folder: Path) -> faiss.IndexIVF:
@@ -100,9 +111,13 @@ def cached_rows(level: str) -> np.ndarray:
 def drawn_rows(n: int, channels: int) -> np.ndarray:
     """Unit rows around n / 100 random centres."""
     generator = np.random.default_rng(0)
-    centres = generator.standard_normal((max(1, n // 100), channels), np.float32)
-    rows = centres[generator.integers(len(centres), size=n)]
-    return unit_rows(rows + generator.standard_normal(rows.shape, np.float32))
+    middles = generator.standard_normal((max(1, n // 100), channels), np.float32)
+    rows = generator.standard_normal((n, channels), np.float32)
+    for first in range(0, n, BLOCK_PATCHES):  # in place: a copy of all would be the peak
+        block = rows[first : first + BLOCK_PATCHES]
+        block += middles[generator.integers(len(middles), size=len(block))]
+        block[:] = unit_rows(block)
+    return rows
 
 
 if __name__ == "__main__":

@@ -144,5 +144,9 @@ def test_the_search_is_measured_on_queries_that_did_not_set_it(
     assert table["cells"] > 1 and table["recall on the sample"] >= 0.9
     assert abs(table["on others"] - table["recall on the sample"]) < 0.05
     assert [row["what"] for row in table["rows"]] == ["exact search", "index", "search"]
-    (table,) = tables(knn.main, "--drawn", "900,16", "--k", "5", "--image", "30")
+    assert table["peak MB"] > 6000 * 16 * 4 / 1e6
+    (table,) = tables(
+        knn.main, *["--drawn", "900,16", "--k", "5", "--image", "30", "--clusters", "4"]
+    )
     assert table["cells"] == 1 and table["on others"] > 0.99
+    assert table["rows"][-1]["what"] == "K-means, 20 steps"

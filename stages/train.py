@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -149,10 +150,9 @@ def start_of(params: Params, cache: Features) -> tuple[Discriminant | None, np.n
     Both are fitted to one sample of the head's input.
     """
     tiles, levels = cache.training_tiles(params.train_split), params.head.levels
-    plan = kmeans_sample(params, cache, tiles)
-    tracked = zip(track(tiles, "sampling for the start"), plan, strict=True)
-    found = [cache.batch(levels, [tile])[rows] for tile, rows in tracked if len(rows)]
-    points = unit_rows(np.concatenate(found).astype(np.float32))
+    plan, width = kmeans_sample(params, cache, tiles), sum(map(cache.channels, levels))
+    title = "sampling for the start"
+    points = unit_rows(gather(tiles, plan, width, lambda i: cache.batch(levels, [i]), title))
     seed, gpu, metric = params.seed, params.compute.device != "cpu", None
     if params.train.start == "discriminant":
         width, choices = shape_of(params, cache)["width"], params.train.discriminant.model_dump()
@@ -172,28 +172,51 @@ def sample_size(clusters: int) -> int:
     return max(clusters * KMEANS_SAMPLE, LEAST_SAMPLE)
 
 
+def gather(
+    tiles: np.ndarray,
+    plan: Sequence[np.ndarray],
+    channels: int,
+    rows_of: Callable[[int], np.ndarray],
+    title: str,
+) -> np.ndarray:
+    """The planned rows of every tile, one after the other: float32 ``(n, channels)``.
+
+    They go into one array from the first: the small ones of many tiles, kept between the large ones
+    that come and go, would tear the heap to pieces.
+    """
+    firsts = np.cumsum([0, *map(len, plan)])
+    found = np.empty((firsts[-1], channels), np.float32)
+    for tile, rows, first in zip(track(tiles, title), plan, firsts[:-1], strict=True):
+        if len(rows):
+            found[first : first + len(rows)] = rows_of(tile)[rows]
+    return found
+
+
 @torch.inference_mode()
 def fit_kmeans(params: Params, cache: Features, tiles: np.ndarray, head: Head) -> dict[str, dict]:
     """K-means on a sample of F (`kmeans`) and of the head's features (`ours_kmeans`).
 
     Beside them the mean features of the head's own clusters (`ours`), by which they are merged.
     """
-    plan = kmeans_sample(params, cache, tiles)
+    plan, level = kmeans_sample(params, cache, tiles), params.kmeans.level
     device = next(head.parameters()).device
-    plain, learned = [], []
-    for tile, rows in zip(track(tiles, "sampling for K-means"), plan, strict=True):
-        plain.append(cache.tokens(params.kmeans.level, tile)[rows])
+
+    def features_of(tile: int) -> np.ndarray:
         tokens = torch.from_numpy(cache.batch(params.head.levels, [tile])).to(device).float()
-        learned.append(head.features(tokens, [len(tokens)])[rows].half().cpu().numpy())
-    features = np.concatenate(learned).astype(np.float32)
+        return head.features(tokens, [len(tokens)]).half().cpu().numpy()
+
+    width = head.last.in_features
+    features = gather(tiles, plan, width, features_of, "sampling the head's features")
     blocks = torch.from_numpy(features).split(BLOCK)
     ids = torch.cat([head.last(part.to(device)).argmax(1).cpu() for part in blocks])
     empty = head.last.weight.cpu().numpy()
     fitted = {"ours": {"centroids": kmeans.means(features, ids.numpy(), empty)}}
     whitened = {"kmeans": params.kmeans.whiten, "ours_kmeans": None}
-    for name, points in (("kmeans", plain), ("ours_kmeans", [features])):
+    title = "sampling for K-means"
+    plain = gather(tiles, plan, cache.channels(level), lambda i: cache.tokens(level, i), title)
+    for name, points in (("kmeans", plain), ("ours_kmeans", features)):
         fitted[name] = kmeans.fit(
-            np.concatenate(points).astype(np.float32),
+            points,
             params.clusters,
             spherical=params.kmeans.spherical,
             whiten=whitened[name],

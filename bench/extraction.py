@@ -51,7 +51,7 @@ def main(
     """Time the extraction of photos and the model alone on batches of the same sizes.
 
     Then the parts of the extraction, each alone: decoding and resizing in one thread, tokens of the
-    three levels, the same with their way to float16 in the host's memory, writing of the shards.
+    levels, the same with their way to float16 in the host's memory, writing of the shards.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)

@@ -150,9 +150,9 @@ def start_of(params: Params, cache: Features) -> tuple[Discriminant | None, np.n
     Both are fitted to one sample of the head's input.
     """
     tiles, levels = cache.training_tiles(params.train_split), params.head.levels
-    plan, width = kmeans_sample(params, cache, tiles), sum(map(cache.channels, levels))
+    plan, channels = kmeans_sample(params, cache, tiles), sum(map(cache.channels, levels))
     title = "sampling for the start"
-    points = unit_rows(gather(tiles, plan, width, lambda i: cache.batch(levels, [i]), title))
+    points = unit_rows(gather(tiles, plan, channels, lambda i: cache.batch(levels, [i]), title))
     seed, gpu, metric = params.seed, params.compute.device != "cpu", None
     if params.train.start == "discriminant":
         width, choices = shape_of(params, cache)["width"], params.train.discriminant.model_dump()
@@ -205,8 +205,7 @@ def fit_kmeans(params: Params, cache: Features, tiles: np.ndarray, head: Head) -
         tokens = torch.from_numpy(cache.batch(params.head.levels, [tile])).to(device).float()
         return head.features(tokens, [len(tokens)]).half().cpu().numpy()
 
-    width = head.last.in_features
-    features = gather(tiles, plan, width, features_of, "sampling the head's features")
+    features = gather(tiles, plan, head.width, features_of, "sampling the head's features")
     blocks = torch.from_numpy(features).split(BLOCK)
     ids = torch.cat([head.last(part.to(device)).argmax(1).cpu() for part in blocks])
     empty = head.last.weight.cpu().numpy()

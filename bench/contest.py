@@ -43,6 +43,7 @@ from pipeline.features.tiles import sample_plan
 from pipeline.maps.predictors import restore
 from stages.params import Params, load
 from stages.progress import track
+from stages.sample import gather
 from stages.segment import look
 from stages.train import sample_size
 
@@ -199,11 +200,10 @@ def tokens(contest: Contest, level: str, tile: int) -> np.ndarray:
 
 def sample(contest: Contest, level: str, wanted: int, seed: int) -> np.ndarray:
     """Tokens of so many training patches, drawn as training draws them: float32 ``(n, C)``."""
-    tiles = contest.cache.training_tiles(contest.params.train_split)
-    plan = sample_plan(contest.cache.sizes(tiles), wanted, np.random.default_rng([seed, 1]))
-    return np.concatenate(
-        [tokens(contest, level, tile)[rows] for tile, rows in zip(tiles, plan, strict=True)]
-    )
+    cache = contest.cache
+    tiles = cache.training_tiles(contest.params.train_split)
+    plan = sample_plan(cache.sizes(tiles), wanted, np.random.default_rng([seed, 1]))
+    return gather(tiles, plan, cache.channels(level), partial(cache.tokens, level), "sampling")
 
 
 def score(contest: Contest, opponent: Opponent, seed: int) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from pipeline.features.tiles import sample_plan
 from stages import Stage
 from stages.jobs import run
 from stages.params import Params, load
-from stages.progress import track
+from stages.sample import gather
 
 NAME = "context"  # of the level, and of the array that holds it
 SAMPLE = 100_000  # training patches that the whitening is fitted to
@@ -86,13 +86,13 @@ def fit_context(params: Params, cache: Features, weights: Mapping[Any, float]) -
     """Fit the whitening of each level to a sample of the training patches."""
     tiles = cache.training_tiles(params.train_split)
     plan = sample_plan(cache.sizes(tiles), SAMPLE, np.random.default_rng([SEED, 2]))
-    points: list[list[np.ndarray]] = [[] for _ in weights]
-    for tile, rows in zip(track(tiles, "sampling for the context"), plan, strict=True):
-        for level, sample in zip(weights, points, strict=True):
-            sample.append(cache.tokens(level, tile)[rows].astype(np.float32))
-    choices = params.context
+    title, choices = "sampling for the context", params.context
+    points = [
+        gather(tiles, plan, cache.channels(level), partial(cache.tokens, level), title)
+        for level in weights
+    ]
     return context.fit(
-        [np.concatenate(sample) for sample in points],
+        points,
         choices.components,
         list(weights.values()),
         choices.temperature,

@@ -52,6 +52,7 @@ from stages import Stage, way_out
 from stages.jobs import run_parts
 from stages.params import GraphParams, Params, load
 from stages.progress import track
+from stages.sample import gather
 
 PIXEL_TILES = 64  # tiles whose pixel graphs make one part
 BLOCK_PATCHES = 32768  # patches whose neighbours make one part, about
@@ -254,10 +255,10 @@ def build_index(
     generator = np.random.default_rng([graph.seed, 1])
     cells = cell_count(total)
     plan = sample_plan(numbering.sizes.tolist(), cells * SAMPLE_PER_CELL, generator)
-    sample = np.concatenate([
-        unit_tokens(cache, job.level, [tile])[rows]
-        for tile, rows in zip(track(numbering.tiles, "sampling for cells"), plan, strict=True)
-    ])  # fmt: skip
+    channels, title = cache.channels(job.level), "sampling for cells"
+    sample = gather(
+        numbering.tiles, plan, channels, lambda tile: unit_tokens(cache, job.level, [tile]), title
+    )
     queries = np.sort(generator.choice(total, min(QUERIES, total), replace=False))
     place = numbering.tile_of(queries)
     rows = np.concatenate([

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -29,7 +28,8 @@ from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoc
 from stages import NO_GPU, Stage, way_out
 from stages.batches import load_batches
 from stages.params import Params, load
-from stages.progress import bar, track
+from stages.progress import bar
+from stages.sample import gather
 
 KMEANS_SAMPLE = 600  # training patches for each centre
 LEAST_SAMPLE = 100_000  # and for all of them: few centres of few patches depend on the draw
@@ -170,26 +170,6 @@ def kmeans_sample(params: Params, cache: Features, tiles: np.ndarray) -> list[np
 def sample_size(clusters: int) -> int:
     """How many training patches K-means is fitted to."""
     return max(clusters * KMEANS_SAMPLE, LEAST_SAMPLE)
-
-
-def gather(
-    tiles: np.ndarray,
-    plan: Sequence[np.ndarray],
-    channels: int,
-    rows_of: Callable[[int], np.ndarray],
-    title: str,
-) -> np.ndarray:
-    """The planned rows of every tile, one after the other: float32 ``(n, channels)``.
-
-    They go into one array from the first: the small ones of many tiles, kept between the large ones
-    that come and go, would tear the heap to pieces.
-    """
-    firsts = np.cumsum([0, *map(len, plan)])
-    found = np.empty((firsts[-1], channels), np.float32)
-    for tile, rows, first in zip(track(tiles, title), plan, firsts[:-1], strict=True):
-        if len(rows):
-            found[first : first + len(rows)] = rows_of(tile)[rows]
-    return found
 
 
 @torch.inference_mode()

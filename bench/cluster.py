@@ -57,6 +57,14 @@ SETTINGS = (
     default=(2,),
     help="Of a cluster, beside one.",
 )
+@click.option(
+    "--stage",
+    "measured",
+    type=click.Choice(list(OUTPUTS)),
+    multiple=True,
+    default=tuple(OUTPUTS),
+    help="To measure, the others run once; repeatable, all four without it.",
+)
 @click.option("--repeats", default=5, show_default=True, help="Of every case, of every stage.")
 @click.option("--threads", default=1, show_default=True, help="compute.threads of every job.")
 @click.option("-S", "settings", multiple=True, help="Set a parameter: key=value, repeatable.")
@@ -65,6 +73,7 @@ def main(
     height: int,
     width: int,
     workers: tuple[int, ...],
+    measured: tuple[str, ...],
     repeats: int,
     threads: int,
     settings: tuple[str, ...],
@@ -89,10 +98,12 @@ def main(
         run_stage("prepare")
         for stage in ("extract", "context", "graph", "train", "segment"):
             click.echo(stage, err=True)
-            if stage == "train":
+            if stage not in measured:
                 run_stage(stage)
-            else:
-                rows += _measure(stage, addresses, repeats, elsewhere)
+                continue
+            for row in _measure(stage, addresses, repeats, elsewhere):
+                click.echo(f"{row['case']}: {row['seconds']} s", err=True)  # a long run may be cut
+                rows.append(row)
     facts = {"images": images, "size": f"{width}x{height}", "settings": list(settings)}
     show("cluster", {**facts, "repeats": repeats, **machine()}, rows)
 

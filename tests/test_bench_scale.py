@@ -83,7 +83,10 @@ def test_a_drawn_project_takes_settings(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("photos/images/train/*.jpg"))) == 2
 
 
-def test_the_cluster_bench_compares_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chosen", [[], ["graph"]])
+def test_the_cluster_bench_compares_bytes(
+    monkeypatch: pytest.MonkeyPatch, chosen: list[str]
+) -> None:
     """With threads in the place of a cluster; a lost worker leaves another file here."""
 
     @contextmanager
@@ -104,8 +107,11 @@ def test_the_cluster_bench_compares_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cluster, "_with_a_loss", loss)
     size = ("--images", "8", "--height", "48", "--width", "64", "--repeats", "1")
     settings = ("-S", "extract.train.short_side=48", "-S", "clusters=4", "-S", "graph.k=5")
-    (table,) = tables(cluster.main, *size, *settings)
+    only = [word for stage in chosen for word in ("--stage", stage)]
+    (table,) = tables(cluster.main, *size, *settings, *only)
     rows = table["rows"]
+    measured = list(dict.fromkeys(row["stage"] for row in rows))
+    assert measured == (chosen or ["extract", "context", "graph", "segment"])
     assert [row["case"] for row in rows[:4]] == [
         "sync",
         cluster.ONE,
@@ -114,7 +120,7 @@ def test_the_cluster_bench_compares_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     ]
     equal = {(row["stage"], row["case"]): row["bytes as sync"] for row in rows}
     assert not equal.pop(("graph", cluster.LOST))
-    assert len(equal) == 15 and all(equal.values())
+    assert len(equal) == 4 * len(measured) - 1 and all(equal.values())
     one = next(row for row in rows if row["case"] == cluster.ONE)
     assert one["speed-up over 1 worker"] == [1, 1, 1]
 

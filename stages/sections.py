@@ -187,9 +187,8 @@ class HeadParams(Section):
 
 
 class DiscriminantParams(Section):
-    clusters: Annotated[int, Field(ge=2)]
+    clusters: Annotated[int, Field(ge=2)] | None
     runs: Count
-    shrinkage: Positive
 
 
 class TrainParams(Section):

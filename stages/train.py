@@ -155,10 +155,16 @@ def start_of(params: Params, cache: Features) -> tuple[Discriminant | None, np.n
     points = unit_rows(gather(tiles, plan, channels, lambda i: cache.batch(levels, [i]), title))
     seed, gpu, metric = params.seed, params.compute.device != "cpu", None
     if params.train.start == "discriminant":
-        width, choices = shape_of(params, cache)["width"], params.train.discriminant.model_dump()
-        metric = discriminant.fit(points, width, **choices, seed=seed, gpu=gpu)
+        width, runs = shape_of(params, cache)["width"], params.train.discriminant.runs
+        clusters = coarse_clusters(params)
+        metric = discriminant.fit(points, width, clusters=clusters, runs=runs, seed=seed, gpu=gpu)
         points = metric.rows(points)
     return metric, kmeans.centres(points, params.clusters, spherical=True, seed=seed, gpu=gpu)
+
+
+def coarse_clusters(params: Params) -> int:
+    """Clusters of each K-means that the metric is made from; of no given number, half of K."""
+    return params.train.discriminant.clusters or max(params.clusters // 2, 2)
 
 
 def kmeans_sample(params: Params, cache: Features, tiles: np.ndarray) -> list[np.ndarray]:
@@ -233,7 +239,7 @@ def check_discriminant(params: Params, cache: Features, patches: int) -> None:
             f"head.width must be at most the {channels} channels of {params.head.levels} with "
             f"train.start discriminant, found {params.head.width}: lower it, or set it to null"
         )
-    if (clusters := params.train.discriminant.clusters) > patches:
+    if (clusters := coarse_clusters(params)) > patches:
         raise InputError(
             f"train.discriminant.clusters ({clusters}) must not exceed the number of training "
             f"patches that K-means sees ({patches}): lower it"

@@ -296,7 +296,7 @@ def test_alpha_and_the_choices_of_the_head_reach_the_training(project: Project) 
     changes = (
         ("graph.alpha", 0.0),
         ("train.start_scale", 5.0),
-        ("train.discriminant.clusters", 3),
+        ("train.discriminant.clusters", 5),
         ("train.discriminant.runs", 2),
         ("train.start", "kmeans"),
         ("train.start", "random"),

@@ -255,16 +255,10 @@ def build_index(
     generator = np.random.default_rng([graph.seed, 1])
     cells = cell_count(total)
     plan = sample_plan(numbering.sizes.tolist(), cells * SAMPLE_PER_CELL, generator)
-    channels, title = cache.channels(job.level), "sampling for cells"
-    sample = gather(
-        numbering.tiles, plan, channels, lambda tile: unit_tokens(cache, job.level, [tile]), title
-    )
+    sample = planned_tokens(job, cache, numbering, plan, "sampling for cells")
     queries = np.sort(generator.choice(total, min(QUERIES, total), replace=False))
-    place = numbering.tile_of(queries)
-    rows = np.concatenate([
-        unit_tokens(cache, job.level, [numbering.tiles[t]])[queries[place == t] - first]
-        for t, first in zip(np.unique(place), numbering.firsts[np.unique(place)], strict=True)
-    ])  # fmt: skip
+    plan = numbering.by_tile(queries)
+    rows = planned_tokens(job, cache, numbering, plan, "reading queries")
     own = own_ids(job, numbering, queries)
     exact = ExactTop(rows, own, neighbour_count(job.k, total))
 
@@ -279,6 +273,16 @@ def build_index(
     index = open_index(job.work)
     probes, measured = choose_probes(index, rows, own, exact.indices, graph.recall)
     return {"cells": cells, "probes": probes, "recall": measured}
+
+
+def planned_tokens(
+    job: Job, cache: Features, numbering: Numbering, plan: list[np.ndarray], title: str
+) -> np.ndarray:
+    """Tokens of length 1 of the planned patches of every tile."""
+    channels = cache.channels(job.level)
+    return gather(
+        numbering.tiles, plan, channels, lambda tile: unit_tokens(cache, job.level, [tile]), title
+    )
 
 
 def own_ids(job: Job, numbering: Numbering, patches: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from pipeline.graph.partition import cut, fewest_patches, follow, group_count
+from pipeline.graph.partition import Numbering, cut, fewest_patches, follow, group_count
 
 SIZES = [
     [100] * 17,
@@ -70,3 +70,13 @@ def test_following_goes_on_where_no_edge_leads() -> None:
     groups = follow(csr_array((6, 6), dtype=np.int64), [3] * 6, 3, np.random.default_rng(0))
     assert [len(group) for group in groups] == [2, 2, 2]
     assert sorted(np.concatenate(groups).tolist()) == list(range(6))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_numbers_by_tile_name_the_same_rows(sizes: list[int]) -> None:
+    generator, ids = np.random.default_rng(3), np.arange(len(sizes))
+    numbering = Numbering.of(ids, sizes, ids, 50)
+    tokens = [generator.standard_normal((size, 2)) for size in sizes]
+    patches = np.sort(generator.choice(sum(sizes), sum(sizes) // 3, replace=False))
+    found = [rows[wanted] for rows, wanted in zip(tokens, numbering.by_tile(patches), strict=True)]
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(tokens)[patches])

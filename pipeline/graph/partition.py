@@ -151,6 +151,11 @@ class Numbering(NamedTuple):
         """Position of the tile that each patch, given by its number, lies in."""
         return np.searchsorted(self.firsts, patches, side="right") - 1
 
+    def by_tile(self, patches: np.ndarray) -> list[np.ndarray]:
+        """Ascending numbers of patches, as rows of the tile that they lie in, for each tile."""
+        of_tiles = np.split(patches, np.searchsorted(patches, self.firsts[1:]))
+        return [numbers - first for numbers, first in zip(of_tiles, self.firsts, strict=True)]
+
     def image_of(self, patches: np.ndarray) -> np.ndarray:
         """First number and the number after the last of the patches of each one's image ``(n, 2)``.
 

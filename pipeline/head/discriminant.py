@@ -63,7 +63,7 @@ def fit(
     """
     mean = points.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = points - mean
-    total = (centred.T @ centred).astype(np.float64)
+    total = (centred.T @ centred).astype(np.float64) / len(points)
     between = np.zeros(total.shape)
     for run in range(runs):
         generator = np.random.default_rng([seed, run])
@@ -71,20 +71,18 @@ def fit(
         start = int(generator.integers(2**31))
         centres = kmeans.centres(points[drawn], clusters, spherical=True, seed=start, gpu=gpu)
         between += _between(points, centred, centres) / runs
-    inside = total - between
-    inside += (
-        FLOOR * max(np.trace(total), np.finfo(np.float32).tiny) / len(total) * np.eye(len(total))
-    )
-    ratios, axes = eigh(between / len(points), inside / len(points))  # ascending
+    variance = max(np.trace(total) / len(total), np.finfo(np.float32).tiny)
+    inside = total - between + FLOOR * variance * np.eye(len(total))
+    ratios, axes = eigh(between, inside)  # ascending
     ratios = np.maximum(ratios[::-1], 0)
     projection = axes[:, ::-1] * np.sqrt(ratios / (1 + ratios))
     return Discriminant(mean, np.ascontiguousarray(projection[:, :dimensions], np.float32))
 
 
 def _between(points: np.ndarray, centred: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Scatter of the clusters' means, each counted as often as it has points: ``(C, C)``."""
+    """Covariance of the clusters' means, each counted as often as it has points: ``(C, C)``."""
     blocks = range(0, len(points), BLOCK)
     ids = np.concatenate([(points[i : i + BLOCK] @ centres.T).argmax(axis=1) for i in blocks])
     found = kmeans.means(centred, ids, np.zeros_like(centres))
-    sizes = np.bincount(ids, minlength=len(centres))
-    return (found * sizes[:, None]).T @ found
+    shares = np.bincount(ids, minlength=len(centres)) / len(points)
+    return (found * shares[:, None]).T @ found

@@ -33,6 +33,7 @@ from stages.sample import gather
 
 KMEANS_SAMPLE = 600  # training patches for each centre
 LEAST_SAMPLE = 100_000  # and for all of them: few centres of few patches depend on the draw
+LEAST_COARSE = 32  # clusters of the metric, however small K is
 BLOCK = 16_384  # patches that are assigned at a time
 
 
@@ -156,15 +157,19 @@ def start_of(params: Params, cache: Features) -> tuple[Discriminant | None, np.n
     seed, gpu, metric = params.seed, params.compute.device != "cpu", None
     if params.train.start == "discriminant":
         width, runs = shape_of(params, cache)["width"], params.train.discriminant.runs
-        clusters = coarse_clusters(params)
+        clusters = coarse_clusters(params, len(points))
         metric = discriminant.fit(points, width, clusters=clusters, runs=runs, seed=seed, gpu=gpu)
         points = metric.rows(points)
     return metric, kmeans.centres(points, params.clusters, spherical=True, seed=seed, gpu=gpu)
 
 
-def coarse_clusters(params: Params) -> int:
-    """Clusters of each K-means that the metric is made from; of no given number, half of K."""
-    return params.train.discriminant.clusters or max(params.clusters // 2, 2)
+def coarse_clusters(params: Params, patches: int) -> int:
+    """Clusters of each K-means that the metric is made from.
+
+    Of no given number, half of K, but some tens at least: few clusters see few directions.
+    """
+    given = params.train.discriminant.clusters
+    return given or min(max(params.clusters // 2, LEAST_COARSE), patches)
 
 
 def kmeans_sample(params: Params, cache: Features, tiles: np.ndarray) -> list[np.ndarray]:
@@ -239,7 +244,7 @@ def check_discriminant(params: Params, cache: Features, patches: int) -> None:
             f"head.width must be at most the {channels} channels of {params.head.levels} with "
             f"train.start discriminant, found {params.head.width}: lower it, or set it to null"
         )
-    if (clusters := coarse_clusters(params)) > patches:
+    if (clusters := coarse_clusters(params, patches)) > patches:
         raise InputError(
             f"train.discriminant.clusters ({clusters}) must not exceed the number of training "
             f"patches that K-means sees ({patches}): lower it"

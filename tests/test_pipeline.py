@@ -281,6 +281,18 @@ def test_more_discriminants_than_channels_are_refused_before_training(project: P
     project.fails("train", "train.discriminant.clusters (1000) must not exceed the number of ")
 
 
+@pytest.mark.parametrize(
+    ("clusters", "given", "patches", "expected"),
+    [(4, None, 288, 32), (4, None, 20, 20), (4, 3, 288, 3), (256, None, 9000, 128)],
+)
+def test_the_metric_is_of_half_the_clusters_but_some_tens_at_least(
+    project: Project, clusters: int, given: int | None, patches: int, expected: int
+) -> None:
+    project.set("clusters", clusters)
+    project.set("train.discriminant.clusters", given)
+    assert train.coarse_clusters(params.load(), patches) == expected
+
+
 def test_a_checkpoint_of_a_head_with_other_shapes_is_refused(project: Project) -> None:
     project.ok("prepare", "extract", "context", "graph", "train")
     path = Path("data/head/head.safetensors")

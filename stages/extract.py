@@ -234,7 +234,8 @@ def read_pixels(rows: list[ImageRow], job: Job, batch: Batch) -> torch.Tensor:
     # Windows of one image follow each other: it is decoded once.
     whole = groupby(batch.tiles, lambda tile: tile[["image", "resized_h", "resized_w"]].item())
     for (image, height, width), tiles in whole:
-        photo = read_image(rows[image].path, sha256=rows[image].sha256)
+        row = rows[image]
+        photo = read_image(row.path, sha256=row.sha256, white=row.white)
         resized = resize(photo, height, width)
         for tile in tiles:
             window = tile[["top", "left", "height", "width"]].item()
@@ -318,6 +319,7 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "train": params.train_split,
         "protocols": {name: plan.model_dump() for name, plan in params.protocols_used.items()},
         "segmented": params.segmented,
+        "white": next((r.white for r in rows if r.split == params.train_split and r.white), None),
         "shard_patches": SHARD_PATCHES,
     }
     index = images_mark(rows)

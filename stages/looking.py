@@ -18,7 +18,7 @@ def read_seen(row: ImageRow, short_side: int | None, crop: int | None) -> np.nda
     Returns:
         uint8 ``(height, width, 3)``; errors as `read_image`.
     """
-    image = read_image(row.path, sha256=row.sha256)
+    image = read_image(row.path, sha256=row.sha256, white=row.white)
     if crop is None or short_side is None:
         return image
     new_h, new_w = fitted_shape(row.height, row.width, short_side)

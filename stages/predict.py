@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,13 +10,14 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import torch
-from click.core import ParameterSource
 
 from cache import heads, predictions
 from cache import results as store
 from cache.backbone import FOLDER, facts, load_backbone, weights_hash
-from cache.images import Photo, cut_tile, find_photos, read_image, resize
+from cache.claims import claim
+from cache.images import cut_tile, read_image, resize
 from cache.names import Names
+from cache.photos import Photo, find_photos
 from cache.segments import PREDICTORS
 from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
@@ -26,6 +28,8 @@ from pipeline.features.vit import Backbone, Levels, half_tokens
 from pipeline.maps.crf import CRFS, check_crf, label_map
 from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_maps, window
 from stages import Stage, way_out
+from stages.intake import settle
+from stages.mappings import find_mapping
 from stages.naming import (
     Naming,
     check_names,
@@ -107,7 +111,7 @@ def predict(
     check_crf(choices.crf, choices.temperature)
     loaded = heads.load_head(head)
     targets = Targets(out, export, named=names is not None)
-    photos = find_photos(images, [path for paths in targets.owned.values() for path in paths])
+    photos, notes = find_photos(images, [p for paths in targets.owned.values() for p in paths])
     k = segments_of(loaded[2], choices.merge_to)
     naming = naming_of(k, mapping, names, choices)
     check_names(naming, k)
@@ -126,7 +130,9 @@ def predict(
         predictions.write_classes(out, naming.classes, naming.colours)
     if export:
         predictions.write_class_list(export, naming.classes)
-    faults = list(write_all(targets, photos, model, naming, choices))
+    photos = claim(targets.labels, photos)
+    white = settle(photos, model.extracted.get("white"), notes)
+    faults = list(write_all(targets, photos, model, naming, choices, white))
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
@@ -148,6 +154,11 @@ class Targets(NamedTuple):
         folders = {self.out: predictions.outputs(self.out)}
         return folders | ({self.export: predictions.samples(self.export)} if self.export else {})
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Where the labels lie below each folder."""
+        return {self.out: "labels"} | ({self.export: f"labels/{SPLIT}"} if self.export else {})
+
 
 def check_export(targets: Targets, naming: Naming) -> None:
     """Raise InputError where a data set is wanted that cannot be."""
@@ -165,33 +176,6 @@ def naming_of(
     if names is not None or mapping is None:
         return given_names(names) if names is not None else cluster_names(k)
     return class_names(mapping.clusters[choices.predictor][choices.matching], mapping.classes)
-
-
-def find_mapping(path: str, head: str) -> store.ClassMapping | None:
-    """The mapping from clusters to classes, None for cluster ids.
-
-    Raises:
-        InputError: the mapping that was asked for is missing or belongs to another head. The
-            default one may be so: that is said and cluster ids are written.
-    """
-    if path == "none":
-        return None
-    try:
-        mapping = next(iter(store.read_mappings(path).values()))
-        if mapping.head != head:
-            raise InputError(
-                f"{path} must belong to this head ({head}), found the mapping of {mapping.head}: "
-                "run `eigenseg eval` (or `dvc repro eval`) with this head."
-            )
-        if mapping.fitted_on is None:
-            raise InputError(f"{path} must name classes, found none: there were no labels.")
-    except InputError as error:
-        given = click.get_current_context().get_parameter_source("mapping")
-        if given is not ParameterSource.DEFAULT:
-            raise InputError(f"{error} `--mapping none` writes cluster ids.") from error
-        click.echo(f"{error} Cluster ids are written instead of classes.", err=True)
-        return None
-    return mapping
 
 
 def load_model(
@@ -255,30 +239,47 @@ def write_all(
     model: Model,
     naming: Naming,
     choices: Choices,
+    white: float | None,
 ) -> Iterator[str]:
-    """Write the label map and the overlay of every photo; what is wrong with the bad ones."""
+    """Write the label map and the overlay of every photo; what is wrong with the bad ones.
+
+    Args:
+        white: of photos of more than 8 bits.
+    """
     way_out = "Replace or remove the file, then run predict again."
-    areas = {}
+    areas: dict[str, np.ndarray] = {}
     for photo in track(photos, "segmenting"):
         try:
-            image = read_image(photo.path, way_out)
-            clusters = segment_image(model, image, choices)
+            image = read_image(photo.path, way_out, white=white)
+            labels = naming.values[segment_image(model, image, choices)]
+            found = write_one(targets, photo, image, labels, naming)
+            areas |= {} if found is None else {photo.name: found}
         except InputError as error:
             yield str(error)
-            continue
         except ValueError as error:
             yield f"{photo.path}: {error}"
-            continue
-        labels = naming.values[clusters]
-        if targets.named:
-            areas[photo.name] = write_named(targets.out, photo.name, image, labels, naming)
-        else:
-            write_plain(targets.out, photo.name, image, labels, naming)
-        if targets.export:
-            sample = (SPLIT, photo.name, photo.path, labels, png_colours(naming))
-            predictions.write_sample(targets.export, *sample)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # of all photos
+                raise
+            yield f"{photo.path}: its results cannot be written ({error})"
     if targets.named:
         predictions.write_areas(targets.out, naming.classes, areas)
+
+
+def write_one(
+    targets: Targets, photo: Photo, image: np.ndarray, labels: np.ndarray, naming: Naming
+) -> np.ndarray | None:
+    """Write all that is made of a photo; the areas of its classes where a person named them.
+
+    ``image`` is uint8 ``(H, W, 3)``, ``labels`` ``(H, W)``, as they are written.
+    """
+    if targets.export:
+        sample = (SPLIT, photo.name, photo.path, image, labels, png_colours(naming))
+        predictions.write_sample(targets.export, *sample)
+    if targets.named:
+        return write_named(targets.out, photo.name, image, labels, naming)
+    write_plain(targets.out, photo.name, image, labels, naming)
+    return None
 
 
 def segment_image(model: Model, image: np.ndarray, choices: Choices) -> np.ndarray:

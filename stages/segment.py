@@ -106,7 +106,7 @@ def maps_of(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
         }
         labels = {name: label_maps(seen, None) for name, seen in looks.items()}
         if (refiner := CRFS[job.crf]) is not None:
-            pixels = read_image(image.path, sha256=image.sha256)
+            pixels = read_image(image.path, sha256=image.sha256, white=image.white)
             for name, seen in looks.items():
                 labels[f"{name}{CRF}"] = label_maps(seen, refiner, seen.frame.cut(pixels))
         at_grid = next(iter(looks.values())).at_grid()

@@ -179,8 +179,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def partial_name(path: Path) -> Path:
-    """Another name at each call, to write under: two runs of one job do not meet in one file."""
-    return path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    """Another name at each call, to write under: two runs of one job do not meet in one file.
+
+    A long name is cut, for file systems have room for 255 bytes.
+    """
+    start = path.name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+    return path.with_name(f"{start}.{uuid4().hex}.partial")
 
 
 def read_marker(path: Path) -> Any:

@@ -21,7 +21,7 @@ from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import cut_tile, read_image, resize
 from cache.index import ImageRow, images_mark, read_index
 from cache.store.ahead import ahead
-from cache.store.artefact import fingerprint, free_bytes, publish, size, work_folder
+from cache.store.artefact import amount, fingerprint, free_bytes, publish, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
 from pipeline.features.tiles import Layout, cache_bytes, plan_layout
@@ -94,7 +94,7 @@ def extract(params: Params, index: str, out: str) -> None:
         publish(job.folder, out)
     tiles = features.read_tiles(Path(out))
     patches = int((tiles["grid_h"] * tiles["grid_w"]).sum())
-    click.echo(f"{out}: {len(tiles)} tiles, {patches} patches, {size(out) / 1e9:.2f} GB")
+    click.echo(f"{out}: {len(tiles)} tiles, {patches} patches, {amount(size(out))}")
 
 
 def declare(
@@ -122,11 +122,11 @@ def declare(
 def check_space(work: Path, tiles: int, total: int, missing: int) -> None:
     """Tell how many bytes the cache takes, and refuse to begin where they are not free."""
     free = free_bytes(work)
-    click.echo(f"{tiles} tiles take {total / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
+    click.echo(f"{tiles} tiles take {amount(total)} of disk, {amount(free)} are free")
     if missing > free:
         raise InputError(
-            f"the disk of {work} must have room for the cache, found {free / 1e9:.2f} GB free of "
-            f"the {missing / 1e9:.2f} GB that are missing: make room, lower `extract.train.views` "
+            f"the disk of {work} must have room for the cache: {amount(missing)} are needed, "
+            f"{amount(free)} are free. Make room, lower `extract.train.views` "
             "or `.short_side`, cache fewer `extract.blocks`, or set extract.dtype to int8."
         )
 

@@ -218,6 +218,15 @@ class TrainParams(Section):
     tau_start: Positive
     tau_end: Positive
 
+    @model_validator(mode="after")
+    def _falling(self) -> TrainParams:
+        if self.lr_end > self.lr:
+            raise ValueError(
+                f"lr_end ({self.lr_end:g}) must not exceed lr ({self.lr:g}), from which the rate "
+                "falls to it: lower lr_end as well"
+            )
+        return self
+
 
 class KMeansParams(Section):
     level: Level

@@ -109,6 +109,15 @@ def free_bytes(folder: str | Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def amount(count: int) -> str:
+    """Bytes as people say them, to three digits or four: ``812 B``, ``1.234 GB``."""
+    value, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 999.95 and unit != "TB":
+        value, unit = value / 1000, next(units)
+    return f"{value:.4g} {unit}"
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON by way of a temporary file, so that a reader never sees half of it."""
     write_text(path, json.dumps(value, indent=1) + "\n")

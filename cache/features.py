@@ -32,14 +32,14 @@ from cache.store.artefact import (
 from cache.store.errors import InputError
 from cache.store.shards import Shards, finite, is_whole, layout_mark, mark_whole, shard_file
 
-FORMAT = 5
+FORMAT = 6
 # What reading a damaged store raises: Zarr, its codecs and JSON have no error in common.
 DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
 FIT = "fit.safetensors"  # what a derived level was made with
 TILE_FIELDS = np.dtype(
     [(name, "i8") for name in ("image", "split", "view", "top", "left", "height", "width")]
     + [(name, "i8") for name in ("grid_h", "grid_w", "resized_h", "resized_w", "start")]
-    + [("scale", "f8"), ("flip", "?")]
+    + [("flip", "?")]
 )
 
 
@@ -333,6 +333,11 @@ class Features:
         own = self.tiles["split"] == splits.index(split)
         return np.flatnonzero(own & np.isin(self.tiles["view"], views))
 
+    def tiles_of_image(self, image: int, view: int = -1) -> list[int]:
+        """Ids of the tiles of one view of an image, in the order of its plan."""
+        own = (self.tiles["image"] == image) & (self.tiles["view"] == view)
+        return np.flatnonzero(own).tolist()
+
     @property
     def views(self) -> range:
         """Numbers of the views to train on: -1 alone where none were drawn."""
@@ -358,6 +363,27 @@ class Features:
     def batch(self, levels: Sequence[int | str], tiles: Sequence[int] | np.ndarray) -> np.ndarray:
         """Tokens of some tiles: float16 ``(patches, C)``, tile after tile, levels side by side."""
         return self._read([self.array(level) for level in levels], tiles)
+
+    def image(self, level: int | str, image: int, view: int = -1) -> np.ndarray:
+        """Tokens of an image that is one tile: float16 ``(rows, columns, C)``.
+
+        Args:
+            image: its id, the number of its row in the index.
+            view: -1 for the first protocol, -2 for the second; 0, 1, ... for views to train on.
+
+        Raises:
+            InputError: there is no such image, or it is cut into several tiles.
+        """
+        tiles = self.tiles_of_image(image, view)
+        if len(tiles) != 1:
+            last = int(self.tiles["image"].max(initial=-1))
+            found = f"it in {len(tiles)} tiles" if tiles else f"no image {image}, only 0 to {last}"
+            raise InputError(
+                f"{self.path} must hold image {image} as one tile of view {view}, found {found}: "
+                "take another, or read tiles one by one (`tiles_of_image`, `tokens`)."
+            )
+        row = self.tiles[tiles[0]]
+        return self.tokens(level, tiles[0]).reshape(int(row["grid_h"]), int(row["grid_w"]), -1)
 
     def rgb(self, tile: int) -> np.ndarray:
         """Colours at the patch grid: float32 ``(patches, 3)`` in [0, 1]."""

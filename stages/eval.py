@@ -17,8 +17,8 @@ from cache.store.errors import InputError
 from pipeline.evaluation import MATCHINGS, Scores, confusion, count, scores
 from pipeline.selection import most_different, most_typical
 from stages import Stage
-from stages.looking import seen_label
 from stages.params import Params, load
+from stages.plans import plan_of
 from stages.progress import track
 from stages.score_table import print_scores
 
@@ -162,7 +162,7 @@ def tally_images(
                 used[variant][name] |= np.bincount(clusters.ravel(), minlength=k) > 0
             if whole is None:
                 continue
-            label = seen_label(whole, **store.seen(variant))
+            label = plan_of(store, row, variant).cut_label(whole)
             check_size(truth[row.id].path, label, clusters)
             table = counts[variant][name]
             found = count(clusters, label, k, len(data.classes))

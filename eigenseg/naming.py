@@ -1,53 +1,15 @@
-"""Naming: what the values of label maps mean, and their colours."""
+"""Reading what clusters are called, for a given head."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from cache.names import NO_CLASS, PREDICTOR, Names, read_names
+from cache.names import PREDICTOR, read_names
 from cache.results import read_mappings
 from cache.store.artefact import read_json
 from cache.store.errors import InputError
-from pipeline.drawing.colours import class_colours, colour, palette
-
-
-class Naming(NamedTuple):
-    """What label maps hold.
-
-    Attributes:
-        values: ``(K,)``, the label value of each cluster; uint8, or uint16 for many clusters
-            without names. `NO_CLASS` means no class.
-        colours: uint8 ``(n, 3)`` by label value; the last one, of classes, means no class.
-        classes: names by label value; empty where label values are the ids of clusters.
-    """
-
-    values: np.ndarray
-    colours: np.ndarray
-    classes: list[str]
-
-    @property
-    def png_colours(self) -> np.ndarray:
-        """Colours of all 8-bit label values, uint8 ``(256, 3)``."""
-        return colour(np.arange(NO_CLASS + 1), self.colours)
-
-
-def cluster_naming(k: int) -> Naming:
-    """Let label values be the ids of K clusters."""
-    return Naming(np.arange(k, dtype=np.uint8 if k <= 256 else np.uint16), palette(k), [])
-
-
-def class_naming(mapping: np.ndarray, classes: list[str]) -> Naming:
-    """Let label values be the indices of the clusters' classes ``(K,)``, -1 for none."""
-    values = np.where(mapping < 0, NO_CLASS, mapping).astype(np.uint8)
-    return Naming(values, class_colours(len(classes)), classes)
-
-
-def given_naming(names: Names) -> Naming:
-    """Let label values be the indices of the names that a person gave."""
-    return Naming(names.values, class_colours(len(names.classes)), names.classes)
+from pipeline.drawing.naming import Naming, class_naming
 
 
 def read_naming(
@@ -69,7 +31,8 @@ def read_naming(
             raise InputError(
                 f"{path} names clusters of {PREDICTOR}, found predictor {predictor}: omit one."
             )
-        return given_naming(read_names(path, head, k))
+        names = read_names(path, head, k)
+        return class_naming(names.values, names.classes)
     mapping = next(iter(read_mappings(path).values()))
     if mapping.head != head:
         raise InputError(

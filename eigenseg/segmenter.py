@@ -13,14 +13,13 @@ from PIL import Image
 from cache import heads
 from cache.images import read_image
 from eigenseg.backbone import Extractor
-from eigenseg.naming import Naming, check_naming, cluster_naming, read_naming, segments_of
+from eigenseg.naming import check_naming, read_naming, segments_of
 from pipeline.device import choose_device
-from pipeline.drawing.colours import overlay
+from pipeline.drawing.colours import OPACITY, overlay
+from pipeline.drawing.naming import Naming, cluster_naming
 from pipeline.geometry import Geometry, plan
 from pipeline.maps.crf import CRFS, check_crf
 from pipeline.segmenter import Segmenter as Maps
-
-OPACITY = 0.6
 
 
 @dataclass(frozen=True)

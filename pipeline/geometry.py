@@ -1,13 +1,12 @@
 """Geometry: how an image is resized, cropped, cut into tiles, and brought back to its own size.
 
 A `Geometry` says so for any image, and `plan` turns it into the `Plan` of one image. A plan cuts
-the image, cuts its label, and turns the scores of its tiles into a label map. A box is ``(top,
-left, height, width)`` in pixels of the resized image.
+the image and its label, and `pipeline.maps.upsampling` turns the scores of its tiles into a label
+map. A box is ``(top, left, height, width)`` in pixels of the resized image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-
-from pipeline.maps.upsampling import average_windows, label_map
 
 Box = tuple[int, int, int, int]
 
@@ -95,28 +92,8 @@ class Plan(NamedTuple):
         resized = resize(image, *self.resized)
         return [tile_pixels(resized, tile, self.patch, self.flip) for tile in self.tiles]
 
-    def label_map(self, scores: Sequence[Tensor]) -> np.ndarray:
-        """Return the cluster of every pixel: uint16 ``size``; see `upsampling.label_map`.
-
-        Args:
-            scores: of each tile, float32 ``(K, rows, columns)`` of its grid.
-        """
-        return label_map(scores, self._windows(), self.canvas, self.size)
-
-    def average(self, scores: Sequence[Tensor]) -> Tensor:
-        """Return one score map: ``(K, *canvas)``, or the scores of a single tile as they are."""
-        if len(scores) == 1:
-            return scores[0]
-        return average_windows(scores, self._windows(), self.canvas, self.canvas)
-
-    def at_grid(self, scores: Sequence[Tensor]) -> Tensor:
-        """Return one score map at the patch grid of all that is seen: ``(K, rows, columns)``."""
-        if len(scores) == 1:
-            return scores[0]
-        size = grid((0, 0, *self.resized), self.patch)
-        return average_windows(scores, self._windows(), self.canvas, size)
-
-    def _windows(self) -> list[Box]:
+    @property
+    def windows(self) -> list[Box]:
         """The tiles as boxes in the canvas."""
         return [(0, 0, *self.canvas)] if self.tiles == [self.box] else self.tiles
 
@@ -136,7 +113,7 @@ def plan(geometry: Geometry, height: int, width: int) -> Plan:
     sides = _window(resized, geometry)
     if sides is None:
         return Plan(patch, resized, whole, [whole], size, size)
-    return Plan(patch, resized, whole, windows(*resized, *sides), resized, size)
+    return Plan(patch, resized, whole, place_windows(*resized, *sides), resized, size)
 
 
 def plan_view(
@@ -209,7 +186,7 @@ def _window(resized: tuple[int, int], geometry: Geometry) -> tuple[int, int] | N
     return window // patch * patch, stride // patch * patch
 
 
-def windows(height: int, width: int, side: int, stride: int) -> list[Box]:
+def place_windows(height: int, width: int, side: int, stride: int) -> list[Box]:
     """Place sliding windows as mmsegmentation does.
 
     Along a side there are ceil((length - side) / stride) + 1 windows. The last one is moved back to

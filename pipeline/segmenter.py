@@ -19,6 +19,7 @@ from pipeline.head import kmeans
 from pipeline.head.head import Head
 from pipeline.maps import crf
 from pipeline.maps.merging import merge, merge_scores
+from pipeline.maps.upsampling import at_grid
 
 Level = int | str
 Scores = dict[str, list[Tensor]]
@@ -131,14 +132,14 @@ class Segmenter:
             uint16 ``plan.size``.
         """
         logits = predictor == "ours"
-        return crf.label_map(plan, scores[predictor], image, self._refine, logits=logits)
+        return crf.refined_map(plan, scores[predictor], image, self._refine, logits=logits)
 
     def confidence(self, scores: Scores, predictor: str, plan: Plan) -> Tensor:
         """Return the greatest softmax probability at the patch grid: float32 ``(rows, columns)``.
 
         It ranks patches of one predictor; it is not calibrated.
         """
-        maps = plan.at_grid(scores[predictor])
+        maps = at_grid(plan, scores[predictor])
         if predictor == "ours" and self._temperature is not None:
             return maps.amax(dim=0)
         logits = maps if predictor == "ours" else crf.as_logits(maps)

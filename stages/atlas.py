@@ -15,7 +15,7 @@ from cache.names import FORMAT, PREDICTOR
 from cache.segments import Segments
 from pipeline.maps import atlas
 from stages.pages import render
-from stages.plans import read_planned
+from stages.planned import read_planned
 from stages.progress import track
 
 PHOTOS = 1000  # on the page, at most

@@ -15,7 +15,7 @@ import click
 import numpy as np
 import torch
 
-from cache import features
+from cache import feature_writer, features
 from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import read_image
 from cache.index import ImageRow, images_mark, read_index
@@ -90,7 +90,7 @@ def extract(params: Params, index: str, out: str) -> None:
         jobs = [(job, shard) for shard in todo]
         together = fill_shards(job, todo)
         run(fill_shard, jobs, params.compute, work, "extracting features", together=together)
-        features.finish(Path(job.folder), Path(job.done), shards, manifest)
+        feature_writer.finish(Path(job.folder), Path(job.done), shards, manifest)
         publish(job.folder, out)
     tiles = features.read_tiles(Path(out))
     patches = int((tiles["grid_h"] * tiles["grid_w"]).sum())
@@ -114,7 +114,7 @@ def declare(
     job = _job(params, manifest, work, index, layout)
     folder, done = Path(job.folder), Path(job.done)
     dtype = params.extract.dtype
-    todo = features.declare(folder, done, manifest["channels"], dtype, table, *layout[1:])
+    todo = feature_writer.declare(folder, done, manifest["channels"], dtype, table, *layout[1:])
     shard = cache_bytes(layout, manifest["channels"], np.dtype(dtype).itemsize)
     check_space(work, len(table), shard * layout.shards, shard * len(todo))
     return job, todo, layout.shards
@@ -164,7 +164,7 @@ def fill_shards(job: Job, shards: Sequence[int], decoders: int = DECODERS) -> It
     """
 
     def write(item: tuple[int, dict[str, np.ndarray]]) -> None:
-        features.write_shard(Path(job.folder), Path(job.done), *item)
+        feature_writer.write_shard(Path(job.folder), Path(job.done), *item)
 
     threads = min(os.cpu_count() or 1, decoders)
     with closing(_shards(job, shards, threads)) as computed:

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from cache import predictions
-from eigenseg.naming import Naming
-from eigenseg.segmenter import OPACITY
-from pipeline.drawing.colours import overlay
+from pipeline.drawing.colours import OPACITY, overlay
 from pipeline.drawing.legend import legend, legend_below
+from pipeline.drawing.naming import Naming
 
 NO_CLASS = "no class"
 

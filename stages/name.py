@@ -11,11 +11,11 @@ from cache.index import read_index
 from cache.names import PREDICTOR, read_names
 from cache.segments import Segments
 from cache.store.artefact import fingerprint, publish, work_folder
-from eigenseg.naming import given_naming
+from pipeline.drawing.naming import class_naming
 from stages import Stage
 from stages.label_maps import areas_of, write_label_map, write_legend
 from stages.params import Params, load
-from stages.plans import read_planned
+from stages.planned import read_planned
 from stages.progress import track
 
 
@@ -35,7 +35,7 @@ def name_maps(params: Params, index: str, segments: str, out: str) -> None:
         facts = {"head": head, "classes": classes}
         predictions.start(folder, facts, predictions.outputs(folder))
         if names:
-            naming, areas = given_naming(names), {}
+            naming, areas = class_naming(names.values, names.classes), {}
             rows = maps.stored(read_index(index))
             write_legend(folder, naming)
             for row in track(rows, "naming"):

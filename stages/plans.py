@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from cache.features import TILE_FIELDS
-from cache.images import read_image
 from cache.index import ImageRow
-from cache.segments import Segments
 from pipeline.features.views import view_generator
 from pipeline.geometry import Geometry, Plan, plan, plan_view
 from stages import way_out
@@ -29,16 +27,6 @@ def geometry_of(protocol: ProtocolParams, whole: Geometry) -> Geometry:
         return whole._replace(short_side=side)
     chosen = (protocol.crop, protocol.window, protocol.stride)
     return Geometry(whole.patch, side, *chosen, aligned=False)
-
-
-def plan_of(maps: Segments, row: ImageRow, variant: str | None = None) -> Plan:
-    """Return the plan by which a variant (None: the main one) of the label maps was made."""
-    return plan(Geometry(**maps.geometry(variant)), row.height, row.width)
-
-
-def read_planned(maps: Segments, row: ImageRow) -> np.ndarray:
-    """Return the pixels that the main label map of an image covers; errors as `read_image`."""
-    return plan_of(maps, row).cut(read_image(row.path, sha256=row.sha256))
 
 
 def tile_table(

@@ -14,8 +14,9 @@ from cache.images import Photo, find_photos, read_image
 from cache.segments import PREDICTORS
 from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
-from eigenseg.naming import Naming, read_naming, segments_of
+from eigenseg.naming import read_naming, segments_of
 from eigenseg.segmenter import Segmenter
+from pipeline.drawing.naming import Naming
 from pipeline.maps.crf import CRFS
 from stages import Stage, way_out
 from stages.label_maps import areas_of, write_label_map, write_legend

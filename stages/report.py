@@ -20,7 +20,7 @@ from stages.atlas import make_atlas
 from stages.drawing import Picture, confusion_chart, curve_chart, encode, iou_chart
 from stages.pages import render, write_pages
 from stages.params import Params, load
-from stages.plans import plan_of, read_planned
+from stages.planned import plan_of, read_planned
 from stages.progress import track
 from stages.score_table import oracle_alone, print_scores
 from stages.sweep import draw_sweep

@@ -19,6 +19,7 @@ from cache.store.errors import InputError
 from pipeline.device import choose_device
 from pipeline.geometry import Geometry, Plan, plan
 from pipeline.maps.crf import CRFS, check_crf
+from pipeline.maps.upsampling import at_grid
 from pipeline.segmenter import Scores, Segmenter, runner_up
 from stages import NO_GPU, Stage, way_out
 from stages.jobs import run_parts
@@ -84,15 +85,15 @@ def maps_of(job: Job, image: ImageRow) -> ImageMaps:
     """Compute the label maps of an image in every protocol, and its scores at the patch grid."""
     cache, segmenter = _opened(job)
     photo = read_image(image.path, sha256=image.sha256) if CRFS[job.crf] else None
-    labels, at_grid = {}, []
+    labels, grids = {}, []
     for protocol in cache.manifest["protocols"]:
         found, scores = score_cached(cache, segmenter, image, protocol)
-        at_grid.append([found.at_grid(scores[name]) for name in ("eigenfunctions", "ours")])
+        grids.append([at_grid(found, scores[name]) for name in ("eigenfunctions", "ours")])
         for ending, pixels in (("", None), (CRF, photo))[: 1 if photo is None else 2]:
             labels[f"{protocol}{ending}"] = {
                 name: segmenter.label_map(scores, name, found, pixels) for name in PREDICTORS
             }
-    functions, ours = at_grid[0]
+    functions, ours = grids[0]
     return ImageMaps(image.id, labels, functions.cpu().numpy(), *runner_up(ours))
 
 

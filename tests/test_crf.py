@@ -13,7 +13,7 @@ from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
 from pipeline.geometry import Geometry, Plan, plan
 from pipeline.maps import crf
-from pipeline.maps.crf import CRFS, POINTS, Pairs, as_logits, label_map, ours, program
+from pipeline.maps.crf import CRFS, POINTS, Pairs, as_logits, ours, program, refined_map
 from pipeline.maps.upsampling import upsample_argmax
 from tests.conftest import REPOSITORY, Project, tree_bytes
 
@@ -130,7 +130,7 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 
 def test_without_a_crf_maps_are_interpolated() -> None:
     scores = halves(4, 6, 2)
-    found = label_map(whole(40, 60), [scores])
+    found = refined_map(whole(40, 60), [scores])
     np.testing.assert_array_equal(found, upsample_argmax(scores, 40, 60))
 
 
@@ -176,12 +176,12 @@ def test_the_programs_crf_is_direct_calls_of_the_package(scene: np.ndarray) -> N
 @pytest.mark.usefixtures("package")
 def test_other_scores_are_as_soft_as_logits_can_be(scene: np.ndarray) -> None:
     cosines = torch.randn(7, 6, 8, generator=torch.Generator().manual_seed(1)) / 50
-    expected = label_map(whole(60, 80), [cosines], scene, program, logits=False)
+    expected = refined_map(whole(60, 80), [cosines], scene, program, logits=False)
     plain = upsample_argmax(cosines, 60, 80)
-    far = label_map(whole(60, 80), [cosines * 40], scene, program, logits=False)
+    far = refined_map(whole(60, 80), [cosines * 40], scene, program, logits=False)
     assert (far == expected).mean() > 0.995  # up to rounding
     assert crf.lead(as_logits(cosines)) == pytest.approx(0.3 / 0.4)
-    flat = label_map(
+    flat = refined_map(
         whole(60, 80), [cosines], scene, program
     )  # taken for logits, they say next to nothing
     assert 0 < (expected != plain).mean() < (flat != plain).mean()

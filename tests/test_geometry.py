@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import interpolate
 
 from pipeline.features.views import view_generator
-from pipeline.geometry import Geometry, Plan, grid, plan, plan_view, resize, windows
+from pipeline.geometry import Geometry, Plan, grid, place_windows, plan, plan_view, resize
 from pipeline.maps import upsampling
-from pipeline.maps.upsampling import label_map
+from pipeline.maps.upsampling import at_grid, average, label_map
 
 WHOLE = Geometry(patch=14, short_side=364)
 SMALL = Geometry(patch=8, short_side=96)
@@ -80,7 +81,7 @@ def test_windows_are_as_many_as_the_formula_says(side: int) -> None:
     window, stride = 480, 320
     count = max(side - window + stride - 1, 0) // stride + 1
     expected = [min(i * stride, side - window) for i in range(count)]
-    assert [left for _, left, *_ in windows(480, side, window, stride)] == expected
+    assert [left for _, left, *_ in place_windows(480, side, window, stride)] == expected
 
 
 def views(height: int, width: int, **choices: Any) -> list[Plan]:
@@ -135,6 +136,12 @@ def test_the_crop_of_a_label_is_that_of_the_image() -> None:
     assert whole.cut_label(label) is label and whole.cut(image) is image
 
 
+def test_images_are_resized_by_pillow() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    expected = Image.fromarray(image).resize((128, 96), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(resize(image, 96, 128), np.asarray(expected))
+
+
 def test_pixels_of_tiles_are_whole_patches_and_mirrored() -> None:
     image = np.random.default_rng(0).integers(0, 255, (50, 77, 3)).astype(np.uint8)
     found = plan(SMALL._replace(short_side=40, window=24, stride=16), 50, 77)
@@ -173,9 +180,9 @@ def dense(found: Plan, scores: list[torch.Tensor]) -> torch.Tensor:
 def test_windows_are_averaged_in_pixels() -> None:
     found, scores = scored()
     torch.testing.assert_close(
-        found.average(scores).double(), dense(found, scores), atol=1e-5, rtol=1e-5
+        average(found, scores).double(), dense(found, scores), atol=1e-5, rtol=1e-5
     )
-    assert found.at_grid(scores).shape == (7, 5, 7)
+    assert at_grid(found, scores).shape == (7, 5, 7)
 
 
 @pytest.mark.parametrize("size", [RESIZED, (61, 90), (20, 31)])
@@ -183,10 +190,9 @@ def test_windows_are_averaged_in_pixels() -> None:
 def test_the_label_map_is_the_argmax_of_the_averages(size: tuple[int, int], budget: int) -> None:
     found, scores = scored()
     expected = interpolate(dense(found, scores)[None], size, mode="bilinear")[0].argmax(0).numpy()
-    ids = label_map(scores, found.tiles, RESIZED, size, budget)
+    ids = label_map(found._replace(size=size), scores, budget)
     assert ids.dtype == np.uint16 and len(np.unique(ids)) > 1
     np.testing.assert_array_equal(ids, expected)
-    np.testing.assert_array_equal(found._replace(size=size).label_map(scores), expected)
 
 
 @pytest.mark.parametrize("side", [1, 5, 16, 64])
@@ -212,23 +218,23 @@ def test_clusters_that_cannot_win_in_a_block_change_nothing(
         upsampling, "_able", lambda *given: left_over.append(able(*given)) or left_over[-1]
     )
     expected = interpolate(dense(found, scores)[None], size, mode="bilinear")[0].argmax(0).numpy()
-    np.testing.assert_array_equal(label_map(scores, found.tiles, RESIZED, size), expected)
+    np.testing.assert_array_equal(label_map(found._replace(size=size), scores), expected)
     assert side > 5 or np.mean([len(ids) for ids in left_over]) < 30
 
 
 def test_the_lowest_of_equal_clusters_wins() -> None:
     found, scores = scored()
     same = [maps[[3, 3, 1, 1, 3, 5, 5, 1]] for maps in scores]
-    ids = label_map(same, found.tiles, RESIZED, (75, 100))
+    ids = label_map(found._replace(size=(75, 100)), same)
     assert set(np.unique(ids)) == {0, 2, 5}
 
 
 def test_windows_must_cover_the_image() -> None:
     found, scores = scored()
     fewer = found._replace(tiles=found.tiles[:-1])
-    for method in (fewer.average, fewer.label_map):
+    for function in (average, label_map):
         with pytest.raises(ValueError, match=r"must cover it, found \d+ of 1961 pixels"):
-            method(scores[:-1])
+            function(fewer, scores[:-1])
 
 
 @pytest.mark.parametrize("window", [None, 40])
@@ -242,8 +248,8 @@ def test_a_plan_of_one_tile_is_plain_interpolation(window: int | None) -> None:
     tiles = [[side // 8 for side in tile] for tile in found.tiles]
     scores = [field[:, t : t + h, c : c + w] for t, c, h, w in tiles]
     expected = interpolate(field[None].double(), (230, 310), mode="bilinear")[0].argmax(0).numpy()
-    same = (found.label_map(scores) == expected).mean()
+    same = (label_map(found, scores) == expected).mean()
     assert same == 1 if window is None else same > 0.97
     torch.testing.assert_close(
-        found.at_grid(scores), field, atol=1e-5 if window is None else 0.7, rtol=0
+        at_grid(found, scores), field, atol=1e-5 if window is None else 0.7, rtol=0
     )

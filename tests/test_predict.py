@@ -19,8 +19,8 @@ from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
 from cache.store.artefact import read_manifest, write_manifest
 from eigenseg import backbone as door
-from eigenseg.segmenter import OPACITY, Segmenter
-from pipeline.drawing.colours import blend, class_colours, colour, overlay, palette
+from eigenseg.segmenter import Segmenter
+from pipeline.drawing.colours import OPACITY, blend, class_colours, colour, overlay, palette
 from pipeline.evaluation import MATCHINGS
 from stages import predict
 from tests.conftest import Project, draw_scene, make_dataset

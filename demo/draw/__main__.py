@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image
-from stages.colours import palette
 
 from demo.draw import CLASSES, numbered_scene
+from pipeline.drawing.colours import palette
 from stages.progress import track
 
 SPLITS = ("train", "val")

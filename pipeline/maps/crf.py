@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.geometry import Plan
-from pipeline.maps.upsampling import check_finite, upsample_argmax
+from pipeline.maps.upsampling import at_grid, average, check_finite, label_map, upsample_argmax
 
 POINTS = 7  # along the side of a patch, at which `ours` looks: half the pixels of a 14 px patch
 SOFTNESS = 0.4  # of the softmax over clusters in `ours`, in leads of the best score over the second
@@ -61,7 +61,7 @@ def check_crf(crf: str, temperature: float | None) -> None:
         )
 
 
-def label_map(
+def refined_map(
     plan: Plan,
     maps: Sequence[Tensor],
     image: np.ndarray | None = None,
@@ -69,7 +69,7 @@ def label_map(
     *,
     logits: bool = True,
 ) -> np.ndarray:
-    """Return the cluster of every pixel: of a CRF, or without one of `Plan.label_map`.
+    """Return the cluster of every pixel: of a CRF, or without one of `upsampling.label_map`.
 
     Args:
         plan: of the image.
@@ -82,9 +82,9 @@ def label_map(
         uint16 ``plan.size``.
     """
     if refiner is None or image is None:
-        return plan.label_map(maps)
+        return label_map(plan, maps)
     # `ours` looks at a few points of each patch, the program at every pixel.
-    joined = plan.at_grid(maps) if refiner is ours else plan.average(maps)
+    joined = at_grid(plan, maps) if refiner is ours else average(plan, maps)
     return refiner(joined if logits else as_logits(joined), *plan.size, plan.cut(image))
 
 

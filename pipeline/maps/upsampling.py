@@ -1,8 +1,8 @@
 """From scores at patch grids to cluster ids at pixels, exactly and in bounded memory.
 
-An image is covered by one window or by several that overlap. The scores of each window are
-interpolated bilinearly to its pixels in a canvas and averaged there; the canvas is interpolated
-bilinearly to the size of the label map, and each pixel takes the cluster of the greatest score.
+The tiles of a plan cover an image and may overlap. The scores of each are interpolated bilinearly
+to its pixels in a canvas and averaged there; the canvas is interpolated bilinearly to the size of
+the label map, and each pixel takes the cluster of the greatest score.
 """
 
 from __future__ import annotations
@@ -16,35 +16,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Box = tuple[int, int, int, int]
+from pipeline.geometry import Box, Plan, grid
 
 BUDGET = 64 << 20  # bytes of the scores in work, roughly
 SIDE = 48  # px of a block of the canvas: larger ones leave more clusters, smaller ones cost calls
 
 
-def average_windows(
-    scores: Sequence[Tensor],
-    boxes: Sequence[Box],
-    canvas: tuple[int, int],
-    size: tuple[int, int],
-) -> Tensor:
-    """Interpolate the scores of every window to its pixels, sum them, divide by the counts.
+def average(plan: Plan, scores: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
+    """Interpolate the scores of every tile to its pixels, sum them, divide by the counts.
 
     Args:
-        scores: of each window, float32 ``(K, h, w)``.
-        boxes: of each window, px of the canvas; together they cover it.
-        canvas: its height and width, px.
-        size: height and width of the result, in which the boxes lie in proportion.
+        plan: of the image.
+        scores: of each tile, float32 ``(K, rows, columns)`` of its grid.
+        size: height and width of the result, in which the tiles lie in proportion; None = canvas.
 
     Returns:
-        float32 ``(K, *size)``.
+        float32 ``(K, *size)``; the scores of a single tile as they are.
 
     Raises:
-        ValueError: a pixel is in no window.
+        ValueError: a pixel is in no tile.
     """
-    down, right = size[0] / canvas[0], size[1] / canvas[1]
+    if len(plan.tiles) == 1:
+        return scores[0]
+    size = size or plan.canvas
+    down, right = size[0] / plan.canvas[0], size[1] / plan.canvas[1]
     total, count = torch.zeros(len(scores[0]), *size), torch.zeros(size)
-    for maps, (top, left, height, width) in zip(scores, boxes, strict=True):
+    for maps, (top, left, height, width) in zip(scores, plan.windows, strict=True):
         y, x = min(round(top * down), size[0] - 1), min(round(left * right), size[1] - 1)
         end_y = max(y + 1, round((top + height) * down))
         end_x = max(x + 1, round((left + width) * right))
@@ -53,6 +50,11 @@ def average_windows(
         count[y:end_y, x:end_x] += 1
     _check_cover(count.numpy())
     return total.div_(count)
+
+
+def at_grid(plan: Plan, scores: Sequence[Tensor]) -> Tensor:
+    """Return one score map at the patch grid of all that is seen: ``(K, rows, columns)``."""
+    return average(plan, scores, grid((0, 0, *plan.resized), plan.patch))
 
 
 class _Window(NamedTuple):
@@ -68,13 +70,7 @@ class _Window(NamedTuple):
     columns: np.ndarray
 
 
-def label_map(
-    scores: Sequence[Tensor],
-    boxes: Sequence[Box],
-    canvas: tuple[int, int],
-    size: tuple[int, int],
-    budget: int = BUDGET,
-) -> np.ndarray:
+def label_map(plan: Plan, scores: Sequence[Tensor], budget: int = BUDGET) -> np.ndarray:
     """Return the cluster of the greatest score at every pixel, the lowest id among equals.
 
     The result equals the argmax of all K interpolated maps. It is computed block by block, without
@@ -82,23 +78,23 @@ def label_map(
     patches around it, and a mean never leaves the range of its terms.
 
     Args:
-        scores, boxes, canvas: as in `average_windows`; K <= 65536.
-        size: height and width of the label map, px.
+        plan, scores: as in `average`; K <= 65536.
         budget: bytes of the scores in work, roughly.
 
     Returns:
-        uint16 ``size``.
+        uint16 ``plan.size``.
 
     Raises:
-        ValueError: a score is not finite, or a pixel is in no window.
+        ValueError: a score is not finite, or a pixel is in no tile.
     """
-    seen, count = [], np.zeros(canvas, np.float32)
-    for maps, box in zip(scores, boxes, strict=True):
+    seen, count = [], np.zeros(plan.canvas, np.float32)
+    for maps, box in zip(scores, plan.windows, strict=True):
         seen.append(_window(maps, box))
         top, left, height, width = box
         count[top : top + height, left : left + width] += 1
     _check_cover(count)
-    tall, wide = _block(scores[0].shape, boxes[0], canvas, size, budget)
+    canvas, size = plan.canvas, plan.size
+    tall, wide = _block(scores[0].shape, plan, budget)
     down, right = positions(canvas[0], size[0]), positions(canvas[1], size[1])
     ids = np.empty(size, np.uint16)
     for y in range(0, size[0], tall):
@@ -144,14 +140,13 @@ def _window(maps: Tensor, box: Box) -> _Window:
     return _Window(np.ascontiguousarray(values.transpose(1, 2, 0)), top, left, rows, columns)
 
 
-def _block(
-    shape: Sequence[int], box: Box, canvas: tuple[int, int], size: tuple[int, int], budget: int
-) -> tuple[int, int]:
+def _block(shape: Sequence[int], plan: Plan, budget: int) -> tuple[int, int]:
     """Return height and width of a block of the label map: at least a patch, within the budget."""
     clusters, rows, columns = shape
-    patch = max(box[2] // rows, box[3] // columns)
+    _, _, height, width = plan.windows[0]
+    patch = max(height // rows, width // columns)
     side = min(max(SIDE, patch), max(1, math.isqrt(budget // (8 * clusters))))
-    return max(1, side * size[0] // canvas[0]), max(1, side * size[1] // canvas[1])
+    return tuple(max(1, side * a // b) for a, b in zip(plan.size, plan.canvas, strict=True))  # type: ignore[return-value]
 
 
 def _winners(
@@ -216,5 +211,5 @@ def _able(scores: Sequence[np.ndarray], everywhere: bool) -> np.ndarray:
 
 def upsample_argmax(scores: Tensor, height: int, width: int, budget: int = BUDGET) -> np.ndarray:
     """Return the `label_map` of one score map ``(K, h, w)`` at ``height`` x ``width`` pixels."""
-    size = height, width
-    return label_map([scores], [(0, 0, *size)], size, size, budget)
+    size, box = (height, width), (0, 0, height, width)
+    return label_map(Plan(1, size, box, [box], size, size), [scores], budget)

@@ -40,11 +40,11 @@ from cache.labels import IGNORE, read_labels
 from cache.segments import PREDICTORS
 from pipeline.evaluation import MATCHINGS, confusion, scores
 from pipeline.features.tiles import sample_plan
-from pipeline.maps.predictors import restore
+from pipeline.segmenter import Segmenter
 from stages.params import Params, load
 from stages.progress import track
 from stages.sample import gather
-from stages.segment import look
+from stages.segment import score_cached
 from stages.train import sample_size
 
 MATCHED = ("majority_iou", "hungarian")
@@ -312,23 +312,18 @@ def training_set(contest: Contest, level: str) -> tuple[np.ndarray, np.ndarray]:
 def trained(contest: Contest, folder: str) -> dict[str, Table]:
     """Score the predictors of a trained head, as segment and eval do."""
     state, fitted, manifest = heads.load_head(Path(folder))
-    models = restore(manifest, state, fitted, torch.device("cpu"), contest.merge_to)
-    params, number = (
-        contest.params,
-        list(contest.cache.manifest["protocols"]).index(contest.protocol),
-    )
+    cpu, params = torch.device("cpu"), contest.params
+    segmenter = Segmenter(
+        manifest, state, fitted, cpu, temperature=params.segment.temperature,
+        merge_to=contest.merge_to,
+    )  # fmt: skip
     shape = contest.merge_to or manifest["head"]["clusters"], contest.classes
     tables = {name: np.zeros(shape, np.int64) for name in PREDICTORS}
     for item in labelled(contest.cache, params.eval_sets[0][1], contest.protocol):
-        seen = look(
-            (contest.cache, *models), item.row, number, params.segment.temperature,
-            torch.device("cpu"),
-        )  # fmt: skip
+        _, found = score_cached(contest.cache, segmenter, item.row, contest.protocol)
         for name, table in tables.items():
             logits = name == "ours"
-            table += count_pixels(
-                item, seen.frame, seen.of(name), shape, params.segment.crf, logits
-            )
+            table += count_pixels(item, found[name], shape, params.segment.crf, logits)
     return {name: matched(table, named=False) for name, table in tables.items()}
 
 
@@ -344,7 +339,7 @@ def pixels(
     shape, crf = (k, contest.classes), contest.params.segment.crf
     table = np.zeros(shape, np.int64)
     for item in labelled(contest.cache, contest.params.eval_sets[0][1], contest.protocol):
-        table += count_pixels(item, item.frame, maps(item), shape, crf, logits)
+        table += count_pixels(item, maps(item), shape, crf, logits)
     return table
 
 

@@ -14,7 +14,7 @@ import torch
 
 from bench.project import make_project, random_backbone
 from bench.timing import Timing, machine, ratios, show, side_by_side
-from cache import features
+from cache import feature_writer, features
 from cache.index import ImageRow, write_index
 from cache.photos import check_images
 from pipeline.device import choose_device
@@ -99,7 +99,7 @@ def _cases(run: Run) -> dict[str, Callable[[], None]]:
         for name, values in extract.compute(backbone, drawn[shapes[0]], job).items()
     }
 
-    write = partial(features.write_shard, Path(job.folder), Path(job.done), arrays=arrays)
+    write = partial(feature_writer.write_shard, Path(job.folder), Path(job.done), arrays=arrays)
     bare = torch.autocast(device.type, autocast, enabled=autocast is not None)(model)
     forward = partial(
         tokens, backbone, blocks=levels.blocks, normed=levels.normed, keys=levels.keys,

@@ -26,7 +26,7 @@ from pipeline.evaluation import confusion, count, majority_count, scores
 from pipeline.features.whitening import unit_rows
 from pipeline.head.head import Head
 from pipeline.maps.atlas import shrink
-from pipeline.maps.predictors import restore
+from pipeline.segmenter import Segmenter
 from pipeline.selection import most_different, most_typical
 from stages.params import Params, load
 from stages.progress import track
@@ -145,12 +145,12 @@ def at_points(values: Tensor, grid: tuple[int, int]) -> Tensor:
 def clusters_of(data: Data, folder: str) -> Clusters:
     """Clusters of `ours` at the points of all images, as the stages segment and eval find them."""
     state, fitted, manifest = heads.load_head(Path(folder))
-    inputs, predictors = restore(manifest, state, fitted, torch.device("cpu"))
-    if inputs.head != [LEVEL]:
-        raise click.ClickException(f"{folder} must look at {LEVEL} alone, found {inputs.head}")
+    segmenter = Segmenter(manifest, state, fitted, torch.device("cpu"))
+    if segmenter.levels != [LEVEL]:
+        raise click.ClickException(f"{folder} must look at {LEVEL} alone, found {segmenter.levels}")
     k = manifest["head"]["clusters"]
     train, evaluated = (
-        [ids_of(image, predictors.head) for image in track(images, f"clusters, K = {k}")]
+        [ids_of(image, segmenter.head) for image in track(images, f"clusters, K = {k}")]
         for images in (data.train, data.evaluated)
     )
     areas = np.stack([np.bincount(ids.ravel(), minlength=k) for ids in train])

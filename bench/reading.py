@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from bench.timing import Timing, machine, ratios, show, side_by_side
-from cache import features
+from cache import feature_writer, features
 from cache.store.artefact import size
 from pipeline.features.tiles import Layout, plan_layout
 
@@ -99,12 +99,14 @@ def _write_cache(
     table["start"], table["grid_h"], table["grid_w"] = layout.starts, grid, grid
     channels = {name: drawn.shape[-1] for name, drawn in values.items()}
     colours = np.zeros((layout.shard, 3), np.float16)
-    for shard in features.declare(store, done, {**channels, "rgb": 3}, dtype, table, *layout[1:]):
+    for shard in feature_writer.declare(
+        store, done, {**channels, "rgb": 3}, dtype, table, *layout[1:]
+    ):
         arrays = {name: drawn[shard % DRAWN] for name, drawn in values.items()}
-        features.write_shard(store, done, shard, {**arrays, "rgb": colours})
+        feature_writer.write_shard(store, done, shard, {**arrays, "rgb": colours})
     names = {name: name for name in LEVELS}
     manifest = {"levels": names, "channels": channels, "fingerprint": ""}
-    features.finish(store, done, layout.shards, manifest)
+    feature_writer.finish(store, done, layout.shards, manifest)
 
 
 def _hash(root: Path, repeats: int) -> list[dict]:

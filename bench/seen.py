@@ -9,31 +9,30 @@ import numpy as np
 from torch import Tensor
 
 from cache.features import Features
-from cache.images import read_image, resize
+from cache.images import read_image
 from cache.index import ImageRow, read_index
 from cache.labels import read_label, read_labels
 from pipeline.evaluation import count
-from pipeline.maps.crf import CRFS
-from stages.looking import seen_label
-from stages.segment import Frame, frame_of, label_ids
+from pipeline.geometry import Geometry, Plan, plan, resize
+from pipeline.maps.crf import CRFS, refined_map
 
 
 class Seen(NamedTuple):
     """An image with its ground truth, as a protocol sees it.
 
     Attributes:
-        tiles: ids in the cache, one for each box of the frame.
-        label: uint8 ``frame.size``, 255 = ignore.
+        tiles: ids in the cache, one for each tile of the plan.
+        label: uint8 ``plan.size``, 255 = ignore.
     """
 
     row: ImageRow
     tiles: list[int]
-    frame: Frame
+    plan: Plan
     label: np.ndarray
 
     def windows(self) -> list[np.ndarray]:
         """The pixels of every tile, uint8 ``(h, w, 3)``; of one that is the image, the photo's."""
-        return _windows(self.row.path, self.frame.resized, self.frame.boxes)
+        return _windows(self.row.path, self.plan.resized, self.plan.tiles)
 
 
 def tile_pixels(cache: Features, rows: Sequence[ImageRow], tile: int) -> np.ndarray:
@@ -59,13 +58,13 @@ def labelled(cache: Features, split: str, protocol: str) -> Iterator[Seen]:
     """The labelled images of an evaluation split."""
     rows = read_index("data/index.csv")
     _, truth = read_labels("data/labels.csv", rows)
-    number = list(cache.manifest["protocols"]).index(protocol)
-    plan = cache.manifest["protocols"][protocol]
+    protocols = cache.manifest["protocols"]
+    geometry, view = Geometry(**protocols[protocol]), -1 - list(protocols).index(protocol)
     for row in rows:
         if row.split == split and row.id in truth:
-            whole = read_label(*truth[row.id][1:])
-            label = seen_label(whole, plan["short_side"], plan["crop"])
-            yield Seen(row, *frame_of(cache, row, number), label)
+            found = plan(geometry, row.height, row.width)
+            label = found.cut_label(read_label(*truth[row.id][1:]))
+            yield Seen(row, cache.tiles_of_image(row.id, view), found, label)
 
 
 def patch_labels(cache: Features, split: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -94,17 +93,16 @@ def _centres(entry: np.void, size: Sequence[int]) -> list[np.ndarray]:
 
 
 def count_pixels(
-    item: Seen, frame: Frame, scores: Sequence[Tensor], shape: tuple[int, int], crf: str,
-    logits: bool,
-) -> np.ndarray:  # fmt: skip
+    item: Seen, scores: Sequence[Tensor], shape: tuple[int, int], crf: str, logits: bool
+) -> np.ndarray:
     """Pixels of every (cluster, class) of an image, int64 of this shape.
 
     Args:
-        scores: ``(k, grid_h, grid_w)`` of every box of the frame.
+        scores: ``(k, grid_h, grid_w)`` of every tile of the plan.
         crf: one of `CRFS`.
         logits: what the scores are, for a CRF.
     """
     refiner = CRFS[crf]
-    pixels = frame.cut(read_image(item.row.path)) if refiner else None
-    ids = label_ids(scores, frame, refiner, pixels, logits=logits)
+    photo = read_image(item.row.path) if refiner else None
+    ids = refined_map(item.plan, scores, photo, refiner, logits=logits)
     return count(ids.astype(np.int64), item.label, *shape)

@@ -15,7 +15,6 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.utils import parametrize
 
 from bench.timing import Timing, machine, ratios, show
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, Segments, write_maps
@@ -23,14 +22,13 @@ from cache.store import parts
 from pipeline.device import choose_device
 from pipeline.evaluation import count
 from pipeline.features.whitening import unit_rows
+from pipeline.geometry import Geometry, grid, plan
 from pipeline.head.head import Head, initialise
 from pipeline.head.kmeans import KMeans
 from pipeline.head.kmeans import scores as kmeans_scores
-from pipeline.maps.predictors import Predictors, Window, runner_up, score_maps
-from pipeline.maps.upsampling import upsample_argmax
+from pipeline.segmenter import Level, Segmenter, runner_up
 
 LEVELS = 3
-EIGENFUNCTIONS = 6  # as the segment stage
 CLASSES = 27
 DIRECT = "direct interpolation"
 WITHIN = "of it, "  # a part of the part before: it does not count towards the sum
@@ -49,7 +47,16 @@ class Case(NamedTuple):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return round(self.height / self.patch), round(self.width / self.patch)
+        return grid((0, 0, self.height, self.width), self.patch)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The whole image as one tile."""
+        patches = self.grid[0] * self.grid[1]
+        return Geometry(self.patch, min(self.height, self.width), most=patches)
+
+
+Tokens = dict[Level, np.ndarray]  # float16 (patches, C) by level
 
 
 class Clock(dict):
@@ -119,12 +126,12 @@ def _rows(seconds: dict[str, list[float]], equal: float) -> list[dict]:
 
 def _timings(case: Case, repeats: int) -> tuple[dict[str, list[float]], float]:
     """Seconds of each part of each image, and the share of pixels that equal the direct way's."""
-    predictors = random_predictors(case)
+    segmenter = random_segmenter(case)
     clocks, equal = [], []
     for number in range(repeats + 1):
-        image = smooth_window(case, number)
+        image = smooth_tokens(case, number)
         clock = Clock()
-        ids, logits = whole_image(predictors, image, case, clock)
+        ids, logits = whole_image(segmenter, image, case, clock)
         with clock.part(DIRECT):
             direct = direct_argmax(logits, case)
         equal.append(float((direct == ids).mean()))
@@ -134,28 +141,29 @@ def _timings(case: Case, repeats: int) -> tuple[dict[str, list[float]], float]:
 
 
 def whole_image(
-    predictors: Predictors, image: Window, case: Case, clock: Clock
+    segmenter: Segmenter, image: Tokens, case: Case, clock: Clock
 ) -> tuple[np.ndarray, torch.Tensor]:
     """Segment, store, read and count one image; the ids of `ours` and its logits."""
+    found = plan(case.geometry, case.height, case.width)
     with clock.part("score maps"):
-        found = score_maps(
-            predictors, [image], *case.grid, temperature=None, eigenfunctions=EIGENFUNCTIONS
-        )
+        scores = segmenter.scores([image], found)
+    rows = torch.from_numpy(np.concatenate(list(image.values()), axis=1)).to(case.device).float()
     with torch.inference_mode(), clock.part(f"{WITHIN}head"):
-        features = predictors.head(image.head, [len(image.head)])[0].cpu().numpy()
+        features = segmenter.head(rows, [len(rows)])[0].cpu().numpy()
     with clock.part(f"{WITHIN}scores of both K-means"):
-        kmeans_scores(predictors.ours_kmeans, features)
-        kmeans_scores(predictors.kmeans, image.kmeans.numpy())
+        kmeans_scores(segmenter.kmeans["ours_kmeans"], features)
+        kmeans_scores(segmenter.kmeans["kmeans"], image[LEVELS - 1])
     labels = {}
     for name in PREDICTORS:
         with clock.part(f"up-sampling of {name}"):
-            labels[name] = upsample_argmax(getattr(found, name), case.height, case.width)
+            labels[name] = segmenter.label_map(scores, name, found)
+    (ours,), (functions,) = scores["ours"], scores["eigenfunctions"]
     truth = labels["ours"] % CLASSES
     with tempfile.TemporaryDirectory() as folder:
         clusters = dict.fromkeys(PREDICTORS, case.clusters)
         with clock.part("writing"):
-            functions = found.eigenfunctions.cpu().numpy()
-            maps = ImageMaps(0, {"full": labels}, functions, *runner_up(found.ours))
+            at_grid = functions.cpu().numpy(), *runner_up(ours)
+            maps = ImageMaps(0, {"full": labels}, *at_grid)
             write_maps(folder, "0", [maps], clusters)
             manifest = {
                 "format": FORMAT,
@@ -171,7 +179,7 @@ def whole_image(
                     ids = store.read(name, 0)
                 with clock.part("evaluation: counting"):
                     count(ids, truth, case.clusters, CLASSES)
-    return labels["ours"], found.ours
+    return labels["ours"], ours
 
 
 def direct_argmax(logits: torch.Tensor, case: Case) -> np.ndarray:
@@ -180,21 +188,25 @@ def direct_argmax(logits: torch.Tensor, case: Case) -> np.ndarray:
     return large[0].argmax(dim=0).numpy()
 
 
-def random_predictors(case: Case) -> Predictors:
+def random_segmenter(case: Case) -> Segmenter:
     """A head of the default shape with initial weights, and centres of random directions."""
-    head = Head([case.channels] * LEVELS, case.clusters, 192, 2, 64, 384, level_norm=True)
+    shape = {
+        "channels": [case.channels] * LEVELS, "clusters": case.clusters, "width": 192, "depth": 2,
+        "head_dim": 64, "mlp_hidden": 384, "level_norm": True,
+    }  # fmt: skip
+    head = Head(**shape)  # type: ignore[arg-type]
     initialise(head, torch.Generator().manual_seed(0))
-    parametrize.remove_parametrizations(head.last, "weight")
     generator = np.random.default_rng(0)
-    models = {}
+    fitted = {}
     for name, channels in ("ours_kmeans", head.width), ("kmeans", case.channels):
         drawn = generator.standard_normal((case.clusters, channels), np.float32)
         nothing = np.zeros(channels, np.float32), np.zeros((channels, 0), np.float32)
-        models[name] = KMeans(unit_rows(drawn), *nothing, spherical=True)
-    return Predictors(head.eval().to(case.device), models["ours_kmeans"], models["kmeans"])
+        fitted[name] = KMeans(unit_rows(drawn), *nothing, spherical=True)._asdict()
+    manifest = {"head": {**shape, "levels": [*range(LEVELS)]}, "kmeans": {"level": LEVELS - 1}}
+    return Segmenter({**manifest, "context": []}, head.state_dict(), fitted, case.device)
 
 
-def smooth_window(case: Case, seed: int) -> Window:
+def smooth_tokens(case: Case, seed: int) -> Tokens:
     """Tokens of one image that vary as those of objects do: a coarse random field and noise."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = case.grid
@@ -202,8 +214,7 @@ def smooth_window(case: Case, seed: int) -> Window:
     coarse = torch.randn(1, total, max(2, rows // 8), max(2, columns // 8), generator=generator)
     smooth = F.interpolate(coarse, case.grid, mode="bicubic")[0].flatten(1).T
     tokens = smooth + 0.2 * torch.randn(rows * columns, total, generator=generator)
-    last = tokens[:, -case.channels :].contiguous()
-    return Window(tokens.to(case.device), last, 0, 0, rows, columns, flip=False)
+    return dict(enumerate(np.split(tokens.half().numpy(), LEVELS, axis=1)))
 
 
 def measured(case: Case, part: str) -> float:
@@ -218,11 +229,11 @@ def measured(case: Case, part: str) -> float:
 
 def growth(case: Case, part: str) -> float:
     """MB (10^6 bytes) by which the peak RSS rises above the model that has seen a small image."""
-    predictors = random_predictors(case)
+    segmenter = random_segmenter(case)
     small = case._replace(height=8 * case.patch, width=8 * case.patch)
-    _, logits = whole_image(predictors, smooth_window(small, 0), small, Clock())
+    _, logits = whole_image(segmenter, smooth_tokens(small, 0), small, Clock())
     direct_argmax(logits, small)
-    image = smooth_window(case, 0)
+    image = smooth_tokens(case, 0)
     if part == DIRECT:
         logits = torch.randn(case.clusters, *case.grid)
     with suppress(OSError):  # the peak starts anew; where that cannot be, growth is a bound
@@ -231,7 +242,7 @@ def growth(case: Case, part: str) -> float:
     if part == DIRECT:
         direct_argmax(logits, case)
     else:
-        whole_image(predictors, image, case, Clock())
+        whole_image(segmenter, image, case, Clock())
     return round(_status("VmHWM") - before, 1)
 
 

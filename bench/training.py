@@ -18,13 +18,14 @@ from bench.project import Setting, Size, opened, project_options
 from bench.timing import Timing, machine, ratios, show, side_by_side
 from cache import features as store
 from cache.backbone import facts, load_backbone
-from cache.images import read_tile
+from cache.images import read_image
 from cache.index import read_index
 from cache.store.ahead import ahead
 from pipeline.device import choose_device
 from pipeline.features import context, vit
 from pipeline.features.vit import Backbone, block_numbers, downsample
 from pipeline.features.whitening import unit_rows
+from pipeline.geometry import resize, tile_pixels
 from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.head.training import Batch, optimiser, tensor_cores, train_step
@@ -141,8 +142,8 @@ class Online:
         groups = [self.paths[i : i + images] for i in range(0, len(self.paths), images)]
 
         def read(paths: list[str]) -> Tensor:
-            tiles = [read_tile(path, size, (0, 0, *size), False) for path in paths]
-            return torch.from_numpy(np.stack(tiles))
+            photos = [resize(read_image(path), *size) for path in paths]
+            return torch.stack([tile_pixels(photo, (0, 0, *size), 1) for photo in photos])
 
         threads = 1 if self.device.type == "cpu" else READERS
         with closing(ahead(read, cycle(groups), threads=threads, waiting=threads + 1)) as decoded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from cache.store.errors import InputError
 
 _TRIED = (64, 96)  # px: rows and columns of the image that a model is tried on
 FOLDER = "local-dir:"  # timm's prefix of a model in a folder
+CARRIED = "backbone"  # folder below a head, in which a small backbone travels
+MOST_BYTES = 64 << 20  # of weights that travel
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
 
 
 @lru_cache(maxsize=1)
@@ -137,3 +141,33 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def carry(model: str, weights: str | None, head: Path) -> None:
+    """Copy a small local backbone into the folder of a head, so that it travels with the head.
+
+    Args:
+        model, weights: as of `load_backbone`. Weights of the model hub, and those above
+            `MOST_BYTES`, are left where they are: the manifest names them by their digest.
+        head: folder to copy into, below ``backbone``.
+    """
+    folder = Path(model.removeprefix(FOLDER))
+    if weights is not None:
+        files = {f"weights{Path(weights).suffix}": Path(weights)}
+    elif model.startswith(FOLDER):
+        files = {name: folder / name for name in ("config.json", *_WEIGHTS)}
+    else:
+        return
+    present = {name: file for name, file in files.items() if file.is_file()}
+    if sum(file.stat().st_size for file in present.values()) <= MOST_BYTES:
+        for name, file in present.items():
+            (head / CARRIED).mkdir(exist_ok=True)
+            shutil.copyfile(file, head / CARRIED / name)
+
+
+def carried(head: Path, model: str, weights: str | None) -> tuple[str, str | None]:
+    """Return model and weights as of `load_backbone`, from the head's folder if they are there."""
+    folder = head / CARRIED
+    if (folder / "config.json").is_file():
+        return f"{FOLDER}{folder}", None
+    return model, next((str(file) for file in folder.glob("weights.*")), weights)

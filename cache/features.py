@@ -1,4 +1,4 @@
-"""The feature cache: tokens of every tile in sharded Zarr arrays, with a table of tiles.
+"""The feature cache: tokens of every tile in sharded Zarr arrays, with a table of tiles. Reading.
 
 Layout of the folder: one array ``(slots, C)`` per level (``block_<n>``, ``keys``, ``rgb``), the
 table of tiles as one-dimensional arrays below ``tiles/``, and ``manifest.json``, written last: a
@@ -10,8 +10,7 @@ holds the scales, in shards of the same number.
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from itertools import pairwise
 from pathlib import Path
@@ -19,107 +18,32 @@ from typing import Any, Self
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
 
 from cache.store import int8, tensors
 from cache.store.artefact import (
     fingerprint,
     read_manifest,
-    read_marker,
-    write_json,
-    write_manifest,
 )
 from cache.store.errors import InputError
-from cache.store.shards import Shards, finite, is_whole, layout_mark, mark_whole, shard_file
+from cache.store.shards import Shards, finite, layout_mark
 
-FORMAT = 5
+FORMAT = 6
 # What reading a damaged store raises: Zarr, its codecs and JSON have no error in common.
 DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
 FIT = "fit.safetensors"  # what a derived level was made with
 TILE_FIELDS = np.dtype(
     [(name, "i8") for name in ("image", "split", "view", "top", "left", "height", "width")]
     + [(name, "i8") for name in ("grid_h", "grid_w", "resized_h", "resized_w", "start")]
-    + [("scale", "f8"), ("flip", "?")]
+    + [("flip", "?")]
 )
 
 
-def declare(
-    folder: Path,
-    done: Path,
-    channels: Mapping[str, int],
-    dtype: str,
-    tiles: np.ndarray,
-    chunk: int,
-    shard: int,
-    shards: int,
-) -> list[int]:
-    """Create the arrays and the table of tiles, unless a former run did; the shards still to do.
-
-    Args:
-        done: folder of the markers of finished shards; where it exists, the arrays do.
-        channels: C of each array; none for a cache without levels.
-        dtype: float16 or int8, of all arrays but ``rgb``, which is float16.
-        tiles: the table, dtype `TILE_FIELDS`.
-        chunk: slots in a chunk, what one read fetches.
-        shard: slots in a shard, what one job writes.
-        shards: number of shards.
-    """
-    marker = done.with_name("layout.json")
-    if not done.is_dir() or read_marker(marker) != layout_mark(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(done, ignore_errors=True)
-        _create(folder, channels, dtype, chunk, shard, shards)
-        _write_tiles(folder, tiles)
-        done.mkdir()
-        write_json(marker, layout_mark(folder))
-    _write_tiles(folder, tiles)  # whatever a former run left of it
-    return [n for n in range(shards) if not is_whole(done / f"{n}.json", folder, read=True)]
-
-
-def _create(
-    folder: Path,
-    channels: Mapping[str, int],
-    dtype: str,
-    chunk: int,
-    shard: int,
-    shards: int,
-) -> None:
-    group = zarr.open_group(folder, mode="a")
-    for name, width in channels.items():
-        stored = "float16" if name == "rgb" else dtype
-        _create_array(group, name, stored, (shards * shard, width), chunk, shard)
-        if stored == "int8":
-            shape = (shards * shard // chunk, width)
-            _create_array(group, _scale(name), "float32", shape, 1, shard // chunk)
-
-
-def _write_tiles(folder: Path, tiles: np.ndarray) -> None:
-    table = zarr.open_group(folder, mode="a").require_group("tiles")
-    for name in TILE_FIELDS.names or ():
-        table.create_array(name, data=tiles[name], overwrite=True)
-
-
-def _digest(tiles: np.ndarray) -> str:
+def digest(tiles: np.ndarray) -> str:
     """SHA-256 of a table of tiles: Zarr reads what is missing of it as zeros, without a word."""
     return hashlib.sha256(np.ascontiguousarray(tiles).tobytes()).hexdigest()
 
 
-def _create_array(
-    group: zarr.Group, name: str, dtype: str, shape: tuple[int, int], chunk: int, shard: int
-) -> None:
-    group.create_array(
-        name,
-        shape=shape,
-        chunks=(chunk, shape[1]),
-        shards=(shard, shape[1]),
-        dtype=dtype,
-        fill_value=0 if dtype == "int8" else np.nan,
-        compressors=[Crc32cCodec()],  # features hardly compress; a flipped bit is found
-        overwrite=True,
-    )
-
-
-def _scale(name: str) -> str:
+def scale_array(name: str) -> str:
     """Name of the array that holds the scales of an int8 array."""
     return f"{name}_scale"
 
@@ -132,47 +56,6 @@ def read_tiles(folder: Path) -> np.ndarray:
     for name, column in columns.items():
         tiles[name] = column
     return tiles
-
-
-def write_shard(folder: Path, done: Path, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write one whole shard of every array, then the marker that says so.
-
-    Args:
-        done: folder of the markers.
-        arrays: float16 ``(slots of a shard, C)`` each, NaN where no tile lies.
-    """
-    files = []
-    for name, values in arrays.items():
-        array = Shards(folder, name)
-        written = {name: values}
-        if array.dtype == np.int8:
-            written[name], written[_scale(name)] = int8.encode(values, array.chunk)
-        for part, content in written.items():
-            Shards(folder, part).write(shard, content)
-            files.append(shard_file(folder, part, shard))
-    mark_whole(done / f"{shard}.json", folder, files)
-
-
-def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -> None:
-    """Prove that every shard is there, sweep what kills left behind, write the manifest.
-
-    Raises:
-        InputError: a shard is missing.
-    """
-    missing = [n for n in range(shards) if not is_whole(done / f"{n}.json", folder, read=False)]
-    if missing:
-        raise InputError(f"{folder} lacks the shards {missing}: run the same command again.")
-    for stale in folder.rglob("*.partial*"):
-        stale.unlink()
-    digests = {"tiles": _digest(read_tiles(folder)), "layout": layout_mark(folder)}
-    if (folder / FIT).exists():
-        digests["fit"] = tensors.read(folder / FIT)[2]
-    write_manifest(folder / "manifest.json", {"format": FORMAT, **manifest, **digests})
-
-
-def write_fit(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write the arrays and scalars that a derived level was made with, beside its shards."""
-    tensors.write(folder / FIT, tensors.pack(values), {})
 
 
 def read_fit(folder: str | Path, sha256: str | None = None) -> dict[str, Any] | None:
@@ -198,14 +81,6 @@ def read_fit(folder: str | Path, sha256: str | None = None) -> dict[str, Any] | 
         ) from error
 
 
-def fit_finished(folder: Path) -> bool:
-    """Whether `write_fit` has written its file, and it is whole."""
-    try:
-        return read_fit(folder) is not None
-    except InputError:
-        return False
-
-
 class Features:
     """A complete feature cache, opened for reading.
 
@@ -224,7 +99,7 @@ class Features:
         self._levels: dict[str, str] = manifest["levels"]
         self._arrays = {name: Shards(path, name) for name in manifest["channels"]}
         self._scales = {
-            name: Shards(path, _scale(name))
+            name: Shards(path, scale_array(name))
             for name, array in self._arrays.items()
             if array.dtype == np.int8
         }
@@ -255,7 +130,7 @@ class Features:
             if layout_mark(path) != manifest["layout"]:
                 raise ValueError("the metadata of its arrays differ")
             opened = cls(path, manifest, read_tiles(path), stage)
-            if _digest(opened.tiles) != manifest["tiles"]:
+            if digest(opened.tiles) != manifest["tiles"]:
                 raise ValueError("its table of tiles differs")
         except DAMAGE as error:
             raise InputError(f"{path} is damaged ({error!r}): {again}") from error
@@ -333,6 +208,11 @@ class Features:
         own = self.tiles["split"] == splits.index(split)
         return np.flatnonzero(own & np.isin(self.tiles["view"], views))
 
+    def tiles_of_image(self, image: int, view: int = -1) -> list[int]:
+        """Ids of the tiles of one view of an image, in the order of its plan."""
+        own = (self.tiles["image"] == image) & (self.tiles["view"] == view)
+        return np.flatnonzero(own).tolist()
+
     @property
     def views(self) -> range:
         """Numbers of the views to train on: -1 alone where none were drawn."""
@@ -358,6 +238,27 @@ class Features:
     def batch(self, levels: Sequence[int | str], tiles: Sequence[int] | np.ndarray) -> np.ndarray:
         """Tokens of some tiles: float16 ``(patches, C)``, tile after tile, levels side by side."""
         return self._read([self.array(level) for level in levels], tiles)
+
+    def image(self, level: int | str, image: int, view: int = -1) -> np.ndarray:
+        """Tokens of an image that is one tile: float16 ``(rows, columns, C)``.
+
+        Args:
+            image: its id, the number of its row in the index.
+            view: -1 for the first protocol, -2 for the second; 0, 1, ... for views to train on.
+
+        Raises:
+            InputError: there is no such image, or it is cut into several tiles.
+        """
+        tiles = self.tiles_of_image(image, view)
+        if len(tiles) != 1:
+            last = int(self.tiles["image"].max(initial=-1))
+            found = f"it in {len(tiles)} tiles" if tiles else f"no image {image}, only 0 to {last}"
+            raise InputError(
+                f"{self.path} must hold image {image} as one tile of view {view}, found {found}: "
+                "take another, or read tiles one by one (`tiles_of_image`, `tokens`)."
+            )
+        row = self.tiles[tiles[0]]
+        return self.tokens(level, tiles[0]).reshape(int(row["grid_h"]), int(row["grid_w"]), -1)
 
     def rgb(self, tile: int) -> np.ndarray:
         """Colours at the patch grid: float32 ``(patches, 3)`` in [0, 1]."""

@@ -168,10 +168,11 @@ def check_pixels(image: Image.Image) -> None:
         )
 
 
-def is_turned(path: str | Path) -> bool:
-    """Whether a file's pixels are not as they are seen: its orientation tag turns them."""
+def shows(path: str | Path, height: int, width: int) -> bool:
+    """Whether any loader finds so large an image in a file: no orientation tag turns it."""
     with Image.open(path) as image:
-        return image.format in ("HEIF", "AVIF") or _orientation(image) in _TURNS
+        plain = image.format not in ("HEIF", "AVIF") and _orientation(image) not in _TURNS
+        return plain and image.size == (width, height)
 
 
 def _why(path: str | Path, error: Exception, way_out: str) -> str:
@@ -296,43 +297,3 @@ def _frames(image: Image.Image) -> int:
     finally:
         if image.format == "TIFF":
             image.seek(0)
-
-
-def read_tile(
-    path: str | Path,
-    resized: tuple[int, int],
-    window: tuple[int, int, int, int],
-    flip: bool,
-) -> np.ndarray:
-    """Decode an image, resize it (bicubic) and cut one window out of it: `resize`, `cut_tile`."""
-    return cut_tile(resize(read_image(path), *resized), window, flip)
-
-
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize an image (bicubic).
-
-    Args:
-        image: uint8 ``(H, W, 3)``.
-        height, width: of the result, px.
-
-    Returns:
-        uint8 ``(height, width, 3)``.
-    """
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
-
-
-def cut_tile(image: np.ndarray, window: tuple[int, int, int, int], flip: bool) -> np.ndarray:
-    """Cut one window out of a resized image.
-
-    Args:
-        image: uint8 ``(H, W, 3)``.
-        window: top, left, height, width in the resized image, px.
-        flip: mirror the window from left to right.
-
-    Returns:
-        float32 ``(3, height, width)`` in [0, 1].
-    """
-    top, left, height, width = window
-    pixels = image[top : top + height, left : left + width].astype(np.float32) / 255.0
-    return np.ascontiguousarray((pixels[:, ::-1] if flip else pixels).transpose(2, 0, 1))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from cache.images import is_turned
+from cache.images import shows
 from cache.store.artefact import (
     read_json,
     sweep,
@@ -25,7 +25,6 @@ RECORD = "photos.csv"  # of `cache.claims`
 _MANIFEST = "predict.json"
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".heic", ".heif", ".hif", ".avif")
 _JPEG_SIDE = 65500  # px; JPEG holds no longer side
-_ROW, _TEXT = 24, 15  # px of the legend: a row, its letters
 
 
 def outputs(out: str | Path) -> list[Path]:
@@ -90,26 +89,9 @@ def write_prediction(
     write_bytes(Path(out) / "overlays" / f"{name}.{'png' if long else 'jpg'}", content)
 
 
-def write_classes(out: str | Path, classes: Sequence[str], colours: np.ndarray) -> None:
-    """Write classes.txt and legend.png.
-
-    Args:
-        colours: uint8 ``(classes + 1, 3)``, the last one of pixels without a class.
-    """
-    write_class_list(out, classes)
-    write_bytes(Path(out) / "legend.png", _encode(_legend([*classes, "no class"], colours), "PNG"))
-
-
-def legend_below(picture: np.ndarray, names: Sequence[str], colours: np.ndarray) -> np.ndarray:
-    """A picture uint8 ``(H, W, 3)`` with a legend below it, in as many columns as fit."""
-    entries = [_legend([name], colour[None]) for name, colour in zip(names, colours, strict=True)]
-    wide = picture.shape[1]
-    column = min(wide, max(entry.width for entry in entries))
-    columns = max(1, wide // column)
-    below = Image.new("RGB", (wide, _ROW * -(-len(entries) // columns)), "white")
-    for i, entry in enumerate(entries):
-        below.paste(entry, (i % columns * column, i // columns * _ROW))
-    return np.concatenate([picture, np.asarray(below)])
+def write_legend(out: str | Path, picture: np.ndarray) -> None:
+    """Write legend.png, a picture uint8 ``(H, W, 3)``."""
+    write_bytes(Path(out) / "legend.png", _encode(Image.fromarray(picture), "PNG"))
 
 
 def write_areas(out: str | Path, classes: Sequence[str], areas: Mapping[str, np.ndarray]) -> None:
@@ -157,7 +139,7 @@ def write_sample(
     """
     suffix = photo.suffix
     folder = Path(out) / "images" / split
-    if is_turned(photo):
+    if not shows(photo, *labels.shape):
         kind = "JPEG" if suffix.lower() in _LOSSY else "PNG"
         content = _encode(Image.fromarray(image), kind)
         write_bytes(folder / f"{name}.{'jpg' if kind == 'JPEG' else 'png'}", content)
@@ -171,18 +153,6 @@ def write_sample(
 def write_class_list(out: str | Path, classes: Sequence[str]) -> None:
     """Write classes.txt, one name a line (line number = label value)."""
     write_text(Path(out) / "classes.txt", "".join(f"{name}\n" for name in classes))
-
-
-def _legend(names: Sequence[str], colours: np.ndarray) -> Image.Image:
-    font = ImageFont.load_default(_TEXT)
-    width = 2 * _ROW + max(int(font.getlength(name)) for name in names)
-    legend = Image.new("RGB", (width, _ROW * len(names)), "white")
-    draw = ImageDraw.Draw(legend)
-    for row, (name, colour) in enumerate(zip(names, colours.tolist(), strict=True)):
-        top = row * _ROW
-        draw.rectangle((4, top + 4, _ROW - 4, top + _ROW - 4), fill=tuple(colour))
-        draw.text((_ROW + 4, top + _ROW // 2), name, "black", font, anchor="lm")
-    return legend
 
 
 def _encode(image: Image.Image, kind: str) -> bytes:

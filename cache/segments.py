@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,8 +65,8 @@ class Segments(parts.Assembled):
     Attributes:
         manifest: what it was made from: ``features`` and ``head`` (fingerprints), ``model``,
             ``seed`` and ``curve`` (SHA-256) of the head, ``temperature``, ``clusters``,
-            ``protocols`` (their geometry), ``variants``, ``images`` (SHA-256 of each, by id),
-            ``fingerprint``.
+            ``protocols`` (name -> fields of its `Geometry`), ``variants``, ``images`` (SHA-256 of
+            each, by id), ``fingerprint``.
 
     Raises:
         InputError: the file is missing, half-written, damaged or of another version of the format.
@@ -91,10 +91,9 @@ class Segments(parts.Assembled):
         first = self.variants[0]
         return f"{first}{CRF}" if f"{first}{CRF}" in self.variants else first
 
-    def seen(self, variant: str | None = None) -> dict[str, int | None]:
-        """Of what a variant (None: `main`) is: ``short_side`` and ``crop`` of its protocol, px."""
-        plan = self.manifest["protocols"][(variant or self.main).removesuffix(CRF)]
-        return {"short_side": plan["short_side"], "crop": plan["crop"]}
+    def geometry(self, variant: str | None = None) -> dict[str, Any]:
+        """Return the fields of the `Geometry` by which a variant (None: `main`) was made."""
+        return self.manifest["protocols"][(variant or self.main).removesuffix(CRF)]
 
     @property
     def images(self) -> list[int]:

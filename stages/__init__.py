@@ -57,7 +57,7 @@ class Stage(click.Command):
 
 @contextmanager
 def _stopped_in_words() -> Iterator[None]:
-    """SIGTERM and Ctrl-C end a command as errors do: locks and helpers are let go, a line says so."""
+    """End a command on SIGTERM and Ctrl-C as on errors: locks and helpers are let go."""
 
     def stop(number: int, _: object) -> None:
         click.echo(f"stopped by SIGTERM. {_KEPT}", err=True)

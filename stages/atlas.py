@@ -14,8 +14,8 @@ from cache.index import ImageRow
 from cache.names import FORMAT, PREDICTOR
 from cache.segments import Segments
 from pipeline.maps import atlas
-from stages.looking import read_seen
 from stages.pages import render
+from stages.planned import read_planned
 from stages.progress import track
 
 PHOTOS = 1000  # on the page, at most
@@ -100,7 +100,7 @@ def grid(row: ImageRow, size: int) -> tuple[int, int]:
 def photo_entry(maps: Segments, row: ImageRow, size: int, share: int) -> dict[str, Any]:
     """A photo as the page holds it: its name, JPEG, and label map in runs."""
     height, width = grid(row, size)
-    pixels = read_seen(row, **maps.seen())
+    pixels = read_planned(maps, row)
     photo = Image.fromarray(pixels).resize((SCALE * width, SCALE * height))
     cells = atlas.shrink(maps.read(PREDICTOR, row.id), height, width)
     return {

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from cache import features as store
-from cache.features import Features
+from cache import feature_writer as store
+from cache.features import FORMAT, Features, read_fit
 from cache.store.artefact import fingerprint, publish, size, work_folder
 from pipeline.features import context
 from pipeline.features.tiles import sample_plan
@@ -78,7 +78,7 @@ def describe(params: Params, cache: Features, weights: Mapping[Any, float]) -> d
         "levels": {NAME: NAME} if weights else {},
         "channels": {NAME: width} if weights else {},
         "splits": cache.manifest["splits"],
-        "fingerprint": fingerprint("context", store.FORMAT, choices),
+        "fingerprint": fingerprint("context", FORMAT, choices),
     }
 
 
@@ -118,7 +118,7 @@ def fill_shard(job: Job, shard: int) -> None:
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> tuple[Features, context.Context]:
     """The cache and the fit; once in each process."""
-    fit = store.read_fit(job.folder) or {}
+    fit = read_fit(job.folder) or {}
     return Features.open(job.features), context.Context(**fit)
 
 

@@ -14,18 +14,16 @@ from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
 from cache.segments import Segments
 from cache.store.errors import InputError
-from pipeline.evaluation import MATCHINGS, Scores, confusion, count, scores
-from pipeline.selection import most_different, most_typical
+from pipeline.evaluation import MATCHINGS, confusion, count, scores
+from pipeline.mappings import choose_images, fit_all, origins_of, summary
 from stages import Stage
-from stages.looking import seen_label
 from stages.params import Params, load
+from stages.planned import plan_of
 from stages.progress import track
 from stages.score_table import print_scores
 
 PREDICTOR = "ours"  # whose clusters choose the images to label
-DRAWS = 5  # of images at random
 
-ORIGINS = ("typical", "different", "random")
 Samples = dict[str, set[int]]
 """Ids of the images that are counted, by what they are counted for: a split, or a choice of it."""
 
@@ -133,9 +131,7 @@ def samples_of(
             for i in track(ids, "choosing")
         ]
     )
-    generator = np.random.default_rng(params.seed)
-    chosen = {"typical": most_typical(areas, n), "different": most_different(areas, n)}
-    chosen |= {f"random {i}": generator.permutation(len(ids))[:n] for i in range(DRAWS)}
+    chosen = choose_images(areas, n, np.random.default_rng(params.seed))
     by_name = {name: {ids[i] for i in places} for name, places in chosen.items()}
     return {data.evaluated: splits[data.evaluated], **by_name}
 
@@ -168,7 +164,7 @@ def tally_images(
                 used[variant][name] |= np.bincount(clusters.ravel(), minlength=k) > 0
             if whole is None:
                 continue
-            label = seen_label(whole, **store.seen(variant))
+            label = plan_of(store, row, variant).cut_label(whole)
             check_size(truth[row.id].path, label, clusters)
             table = counts[variant][name]
             found = count(clusters, label, k, len(data.classes))
@@ -194,8 +190,6 @@ def _label(row: LabelRow | None) -> np.ndarray | None:
 def assess(tally: Tally, data: Split, params: Params, head: str, main: str) -> results.Evaluation:
     """Score every predictor with every matching, fitted on either split or on a choice of images.
 
-    With one split for both there is no `train` mapping: it would be the oracle by another name.
-
     Args:
         main: the variant whose mapping is kept.
     """
@@ -208,8 +202,9 @@ def assess(tally: Tally, data: Split, params: Params, head: str, main: str) -> r
     }
     per_class: list[results.ClassScore] = []
     for variant, counts in tally.counts.items():
-        fitted = fits_of(counts)
-        for origin, samples in origins_of(list(fitted), data, params).items():
+        fitted, oracle = fit_all(counts), "oracle" in params.eval.mapping
+        origins = origins_of(fitted, data.train, data.evaluated, oracle=oracle)
+        for origin, samples in origins.items():
             for name, matching in product(counts, MATCHINGS):
                 table = counts[name][data.evaluated]
                 found = [scores(confusion(table, fitted[s][name][matching])) for s in samples]
@@ -225,15 +220,6 @@ def assess(tally: Tally, data: Split, params: Params, head: str, main: str) -> r
     return results.Evaluation(metrics, data.classes, tally.counts, kept, per_class)
 
 
-def summary(found: Sequence[Scores]) -> dict[str, float | int]:
-    """What metrics.json holds of scores: their means."""
-    return {
-        "miou": float(np.mean([score.miou for score in found])),
-        "accuracy": float(np.mean([score.accuracy for score in found])),
-        "classes_covered": round(np.mean([score.classes_covered for score in found])),
-    }
-
-
 def kept_mapping(
     counts: Mapping[str, Mapping[str, np.ndarray]],
     data: Split,
@@ -241,44 +227,12 @@ def kept_mapping(
     head: str,
 ) -> results.ClassMapping:
     """The mapping that `predict` and pictures use: fitted on the training split if there is one."""
-    train, fitted = data.train, fits_of(counts)
+    train, fitted = data.train, fit_all(counts)
     fitted_on = next((s for s in (train, "different", data.evaluated) if s in fitted), None)
     mappings = fitted[fitted_on] if fitted_on else {}
     if fitted_on == "different":
         fitted_on = f"{train}, the {params.eval.labelled} most different images"
     return results.ClassMapping(head, fitted_on, list(data.classes), mappings)
-
-
-def origins_of(labelled: Sequence[str], data: Split, params: Params) -> dict[str, list[str]]:
-    """What mappings are fitted on, by the origin's name: one sample, or several draws."""
-    train, evaluated = data.train, data.evaluated
-    if evaluated not in labelled:
-        return {}
-    found = {"oracle": [evaluated]} if "oracle" in params.eval.mapping else {}
-    if train in labelled and train != evaluated:
-        found["train"] = [train]
-    for origin in ORIGINS:
-        samples = [name for name in labelled if name.split()[0] == origin and name != evaluated]
-        if samples and train not in labelled:
-            found[origin] = samples
-    return found
-
-
-def fits_of(
-    counts: Mapping[str, Mapping[str, np.ndarray]],
-) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Every mapping, by the sample that it is fitted on, predictor and matching."""
-    samples = dict.fromkeys(sample for by_sample in counts.values() for sample in by_sample)
-    return {sample: _fit(counts, sample) for sample in samples}
-
-
-def _fit(
-    counts: Mapping[str, Mapping[str, np.ndarray]], split: str
-) -> dict[str, dict[str, np.ndarray]]:
-    return {
-        name: {matching: fit(splits[split]) for matching, fit in MATCHINGS.items()}
-        for name, splits in counts.items()
-    }
 
 
 @click.command(cls=Stage)

@@ -14,11 +14,10 @@ from typing import NamedTuple
 import click
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from cache import features
+from cache import feature_writer, features
 from cache.backbone import facts, load_backbone, weights_hash
-from cache.images import cut_tile, read_image, resize
+from cache.images import read_image
 from cache.index import ImageRow, images_mark, read_index
 from cache.store.ahead import ahead
 from cache.store.artefact import amount, fingerprint, free_bytes, publish, size, work_folder
@@ -35,10 +34,11 @@ from pipeline.features.vit import (
     half_tokens,
     named_blocks,
 )
+from pipeline.geometry import Geometry, resize, tile_pixels
 from stages import NO_GPU, Stage, way_out
 from stages.jobs import run
 from stages.params import Params, load
-from stages.plans import tile_table
+from stages.plans import geometry_of, tile_table, whole_photos
 
 SHARD_PATCHES = 32768  # in one shard of the cache, the unit of work and of resuming
 TILE_PATCHES = 8192  # a larger image is cut into windows
@@ -90,7 +90,7 @@ def extract(params: Params, index: str, out: str) -> None:
         jobs = [(job, shard) for shard in todo]
         together = fill_shards(job, todo)
         run(fill_shard, jobs, params.compute, work, "extracting features", together=together)
-        features.finish(Path(job.folder), Path(job.done), shards, manifest)
+        feature_writer.finish(Path(job.folder), Path(job.done), shards, manifest)
         publish(job.folder, out)
     tiles = features.read_tiles(Path(out))
     patches = int((tiles["grid_h"] * tiles["grid_w"]).sum())
@@ -106,14 +106,15 @@ def declare(
         manifest: what `describe` gives.
         index: path of the index, whose rows are ``rows``.
     """
-    table = tile_table(rows, params, manifest["patch"], TILE_PATCHES)
+    protocols = {name: Geometry(**fields) for name, fields in manifest["protocols"].items()}
+    table = tile_table(rows, params, Geometry(**manifest["whole"]), protocols)
     sizes = (table["grid_h"] * table["grid_w"]).tolist()
     layout = plan_layout(sizes, SHARD_PATCHES)
     table["start"] = layout.starts
     job = _job(params, manifest, work, index, layout)
     folder, done = Path(job.folder), Path(job.done)
     dtype = params.extract.dtype
-    todo = features.declare(folder, done, manifest["channels"], dtype, table, *layout[1:])
+    todo = feature_writer.declare(folder, done, manifest["channels"], dtype, table, *layout[1:])
     shard = cache_bytes(layout, manifest["channels"], np.dtype(dtype).itemsize)
     check_space(work, len(table), shard * layout.shards, shard * len(todo))
     return job, todo, layout.shards
@@ -163,7 +164,7 @@ def fill_shards(job: Job, shards: Sequence[int], decoders: int = DECODERS) -> It
     """
 
     def write(item: tuple[int, dict[str, np.ndarray]]) -> None:
-        features.write_shard(Path(job.folder), Path(job.done), *item)
+        feature_writer.write_shard(Path(job.folder), Path(job.done), *item)
 
     threads = min(os.cpu_count() or 1, decoders)
     with closing(_shards(job, shards, threads)) as computed:
@@ -229,7 +230,7 @@ def plan_batches(table: np.ndarray, shards: Sequence[int], job: Job) -> Iterator
 
 
 def read_pixels(rows: list[ImageRow], job: Job, batch: Batch) -> torch.Tensor:
-    """Pixels of a batch: float32 ``(B, 3, height, width)`` in [0, 1]."""
+    """Pixels of a batch: float32 ``(B, 3, height, width)`` in [0, 1], in whole patches."""
     pixels = []
     # Windows of one image follow each other: it is decoded once.
     whole = groupby(batch.tiles, lambda tile: tile[["image", "resized_h", "resized_w"]].item())
@@ -238,21 +239,13 @@ def read_pixels(rows: list[ImageRow], job: Job, batch: Batch) -> torch.Tensor:
         photo = read_image(row.path, sha256=row.sha256, white=row.white)
         resized = resize(photo, height, width)
         for tile in tiles:
-            window = tile[["top", "left", "height", "width"]].item()
-            cut = cut_tile(resized, window, bool(tile["flip"]))
+            box = tile[["top", "left", "height", "width"]].item()
+            cut = tile_pixels(resized, box, job.patch, bool(tile["flip"]))
             if tile["view"] >= 0 and job.colour:
                 draws = view_generator(job.seed, rows[image].sha256, int(tile["view"]), True)
-                cut = distort(cut, job.colour, draws)
+                cut = torch.from_numpy(distort(cut.numpy(), job.colour, draws))
             pixels.append(cut)
-    return whole_patches(torch.from_numpy(np.stack(pixels)), batch.tiles[0], job.patch)
-
-
-def whole_patches(pixels: torch.Tensor, tile: np.ndarray, patch: int) -> torch.Tensor:
-    """Pixels ``(B, 3, h, w)`` resized (bilinear) to the whole patches of the tile's grid."""
-    size = int(tile["grid_h"]) * patch, int(tile["grid_w"]) * patch
-    if tuple(pixels.shape[2:]) == size:
-        return pixels
-    return F.interpolate(pixels, size, mode="bilinear", antialias=True).clamp(0, 1)
+    return torch.stack(pixels)
 
 
 def _check_finite(values: np.ndarray, name: str, row: ImageRow) -> None:
@@ -303,6 +296,8 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
     bfloat16 = extract.precision == "bfloat16" or (
         extract.precision == "auto" and hardware_bfloat16(device)
     )
+    whole = whole_photos(extract.train, backbone.patch, TILE_PATCHES)
+    protocols = params.protocols_used.items()
     names = _level_names(blocks, backbone.depth, extract.keys)
     width = int(backbone.model.num_features)  # type: ignore[arg-type]
     facts_of_run = {
@@ -315,9 +310,10 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "normed": normed,
         "bfloat16": bfloat16,
         "splits": list(dict.fromkeys(row.split for row in rows)),
-        "params": {**extract.model_dump(), "max_patches": TILE_PATCHES},
+        "params": extract.model_dump(),
         "train": params.train_split,
-        "protocols": {name: plan.model_dump() for name, plan in params.protocols_used.items()},
+        "whole": whole._asdict(),
+        "protocols": {name: geometry_of(one, whole)._asdict() for name, one in protocols},
         "segmented": params.segmented,
         "white": next((r.white for r in rows if r.split == params.train_split and r.white), None),
         "shard_patches": SHARD_PATCHES,

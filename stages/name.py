@@ -11,10 +11,11 @@ from cache.index import read_index
 from cache.names import PREDICTOR, read_names
 from cache.segments import Segments
 from cache.store.artefact import fingerprint, publish, work_folder
+from pipeline.drawing.naming import class_naming
 from stages import Stage
-from stages.looking import read_seen
-from stages.naming import given_names, write_named
+from stages.label_maps import areas_of, write_label_map, write_legend
 from stages.params import Params, load
+from stages.planned import read_planned
 from stages.progress import track
 
 
@@ -34,14 +35,15 @@ def name_maps(params: Params, index: str, segments: str, out: str) -> None:
         facts = {"head": head, "classes": classes}
         predictions.start(folder, facts, predictions.outputs(folder))
         if names:
-            naming, areas = given_names(names), {}
+            naming, areas = class_naming(names.values, names.classes), {}
             rows = maps.stored(read_index(index))
-            predictions.write_classes(folder, classes, naming.colours)
+            write_legend(folder, naming)
             for row in track(rows, "naming"):
                 labels = names.values[maps.read(PREDICTOR, row.id)]
                 name = f"{row.split}/{row.stem}"
-                image = read_seen(row, **maps.seen())
-                areas[name] = write_named(folder, name, image, labels, naming)
+                image = read_planned(maps, row)
+                write_label_map(folder, name, image, labels, naming, with_legend=True)
+                areas[name] = areas_of(labels, naming)
             predictions.write_areas(folder, classes, areas)
             n_maps = len(rows)
         publish(folder, out)

@@ -3,70 +3,32 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
-import torch
+from click.core import ParameterSource
 
 from cache import heads, predictions
-from cache import results as store
-from cache.backbone import FOLDER, facts, load_backbone, weights_hash
 from cache.claims import claim
-from cache.images import cut_tile, read_image, resize
-from cache.names import Names
+from cache.images import find_white, read_image, survey
 from cache.photos import Photo, find_photos
 from cache.segments import PREDICTORS
 from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
-from pipeline.device import choose_device, hardware_bfloat16
-from pipeline.features import context
-from pipeline.features.tiles import Tile, plan_tiles
-from pipeline.features.vit import Backbone, Levels, half_tokens
-from pipeline.maps.crf import CRFS, check_crf, label_map
-from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_maps, window
+from cache.walk import some
+from eigenseg.naming import read_naming, segments_of
+from eigenseg.segmenter import Result, Segmenter
+from pipeline.drawing.naming import Naming
+from pipeline.maps.crf import CRFS
 from stages import Stage, way_out
-from stages.intake import settle
-from stages.mappings import find_mapping
-from stages.naming import (
-    Naming,
-    check_names,
-    class_names,
-    cluster_names,
-    find_names,
-    given_names,
-    png_colours,
-    segments_of,
-    write_named,
-    write_plain,
-)
+from stages.label_maps import areas_of, write_label_map, write_legend
 from stages.progress import track
 
 # By name, for evaluation is out of reach here: it is next to the ground truth.
 MATCHINGS = ("majority_iou", "majority_count", "hungarian")
 SPLIT = "train"  # of a data set that is exported
-CONTEXT = "context"  # the level that is made of others
-TILING = ("short_side", "window", "stride")
-
-
-class Model(NamedTuple):
-    """All that turns a photo into scores.
-
-    Attributes:
-        extracted: manifest of the feature cache.
-        fit: what puts tokens into context, from the levels ``around``; None where nothing does.
-    """
-
-    extracted: dict[str, Any]
-    backbone: Backbone
-    levels: Levels
-    fit: context.Context | None
-    around: list[int | str]
-    inputs: Inputs
-    predictors: Predictors
-    device: torch.device
 
 
 class Choices(NamedTuple):
@@ -77,68 +39,48 @@ class Choices(NamedTuple):
     temperature: float | None = None  # of a softmax before the interpolation; None: the logits
     crf: str = "none"  # one of `CRFS`
     merge_to: int | None = None  # segments that the clusters are merged to
+    protocol: str | None = None  # how photos are looked at; None: whole
 
 
 def predict(
     images: Sequence[str],
     out: str,
-    head: str,
-    mapping: store.ClassMapping | None,
-    choices: Choices,
+    segmenter: Segmenter,
+    origin: Mapping[str, Any],
     *,
-    names: Names | None = None,
+    named: bool = False,
     export: str | None = None,
-    weights: str | None = None,
-    device: str = "auto",
 ) -> None:
     """Write label maps and overlays of new images.
 
     Args:
         images: files, and folders with all below them.
-        out: folder to write; further images may join those of the same choices.
-        head: folder of the trained head.
-        mapping: what the clusters are called; None for cluster ids.
-        names: what a person called them, in place of a mapping.
+        out: folder to write; further images may join those of the same origin.
+        origin: JSON-able, what gives the label maps their meaning.
+        named: the names are a person's: write areas, and legends below the overlays.
         export: folder of a data set to write: these images, their labels, classes.txt.
-        weights: of the backbone, where they have moved.
-        device: auto, cpu or cuda.
 
     Raises:
         InputError: some images have faults (the others are written), or nothing can be done.
     """
-    with way_out("choose another --device"):
-        hardware = choose_device(device)
-    check_crf(choices.crf, choices.temperature)
-    loaded = heads.load_head(head)
-    targets = Targets(out, export, named=names is not None)
+    naming, targets = segmenter.naming, Targets(out, export, named)
     photos, notes = find_photos(images, [p for paths in targets.owned.values() for p in paths])
-    k = segments_of(loaded[2], choices.merge_to)
-    naming = naming_of(k, mapping, names, choices)
-    check_names(naming, k)
     check_export(targets, naming)
-    origin = {
-        "head": loaded[2]["fingerprint"],
-        **choices._asdict(),
-        "matching": None if mapping is None else choices.matching,
-        "classes": naming.classes,
-        "values": fingerprint(naming.values.tolist()),
-    }
-    model = load_model(loaded, weights, hardware, choices.merge_to)
     for folder, owned in targets.owned.items():
         predictions.start(folder, origin, owned)
     if naming.classes:
-        predictions.write_classes(out, naming.classes, naming.colours)
+        write_legend(out, naming)
     if export:
         predictions.write_class_list(export, naming.classes)
     photos = claim(targets.labels, photos)
-    white = settle(photos, model.extracted.get("white"), notes)
-    faults = list(write_all(targets, photos, model, naming, choices, white))
+    white = settle(photos, segmenter.white, notes)
+    faults = list(write_all(targets, photos, segmenter, white))
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
-    by = f"{len(names.classes)} names" if names else f"classes by {choices.matching}"
+    by = f"{len(naming.classes)} names" if named else f"classes by {origin['matching']}"
     kind = by if naming.classes else "cluster ids"
-    click.echo(f"{written}, {kind} of {choices.predictor}")
+    click.echo(f"{written}, {kind} of {segmenter.predictor}")
 
 
 class Targets(NamedTuple):
@@ -169,91 +111,64 @@ def check_export(targets: Targets, naming: Naming) -> None:
         )
 
 
-def naming_of(
-    k: int, mapping: store.ClassMapping | None, names: Names | None, choices: Choices
-) -> Naming:
-    """What the label maps will hold."""
-    if names is not None or mapping is None:
-        return given_names(names) if names is not None else cluster_names(k)
-    return class_names(mapping.clusters[choices.predictor][choices.matching], mapping.classes)
-
-
-def load_model(
-    head: tuple[dict[str, Any], dict[str, Any], dict[str, Any]],
-    weights: str | None,
-    device: torch.device,
-    merge_to: int | None = None,
-) -> Model:
-    """Restore the predictors and open the backbone that their features came from.
-
-    Args:
-        head: what `heads.load_head` gives.
-        weights: the backbone's weight file; None = as when the features were extracted.
-    """
-    state, centres, manifest = head
-    inputs, predictors = restore(manifest, state, centres, device, merge_to)
-    extracted = manifest["backbone"]
-    # Emulated, bfloat16 is many times slower than the float32 that it stands for.
-    bfloat16 = extracted["bfloat16"] and hardware_bfloat16(device)
-    levels = Levels.of(extracted["levels"], extracted["normed"], bfloat16)
-    backbone = open_backbone(extracted, weights)
-    fit = context.Context(**centres["context"]) if "context" in centres else None
-    return Model(extracted, backbone, levels, fit, manifest["context"], inputs, predictors, device)
-
-
-def open_backbone(extracted: dict[str, Any], weights: str | None) -> Backbone:
-    """The ViT whose features the head was trained on.
-
-    Args:
-        weights: its file or, of a model in a folder (``local-dir:FOLDER``), its folder; None = as
-            when the features were extracted.
+def mapped(path: str, manifest: dict[str, Any], choices: Choices) -> Naming | None:
+    """Read the classes of clusters from a mapping; None for cluster ids.
 
     Raises:
-        InputError: it cannot be loaded, or it has other weights.
+        InputError: the mapping that was asked for is missing or belongs to another head. The
+            default one may be so: that is said and cluster ids are written.
     """
-    model, path = extracted["model"], extracted.get("weights")
-    if weights and path is None and model.startswith(FOLDER):
-        model = FOLDER + weights
-    else:
-        path = weights or path
+    if path == "none":
+        return None
+    k = segments_of(manifest, choices.merge_to)
     try:
-        loaded = load_backbone(model, path).cpu()
+        return read_naming(path, manifest, k, choices.predictor, choices.matching)
     except InputError as error:
-        raise InputError(
-            f"{error} For `predict`, say with --weights where the backbone's weights are now."
-        ) from error
-    digest, expected = weights_hash(loaded), extracted["weights_sha256"]
-    if digest != expected:
-        raise InputError(
-            f"the backbone must have the weights that the head's features were extracted with "
-            f"(SHA-256 {expected[:16]}), found {digest[:16]} in {path or model}: name the file "
-            "that has them with --weights, or run the pipeline again with these."
-        )
-    backbone = Backbone(loaded, **facts(loaded))
-    return backbone._replace(**{name: extracted[name] for name in ("patch", "mean", "std")})
+        given = click.get_current_context().get_parameter_source("mapping")
+        if given is not ParameterSource.DEFAULT:
+            raise InputError(f"{error} `--mapping none` writes cluster ids.") from error
+        click.echo(f"{error} Cluster ids are written instead of classes.", err=True)
+        return None
+
+
+def settle(photos: Sequence[Photo], white: float | None, notes: Sequence[str]) -> float | None:
+    """Say what was passed over, and give the white of photos of more than 8 bits.
+
+    Args:
+        white: that of the photos that the head was trained on; None where these had 8 bits.
+    """
+    deep, several = survey(photo.path for photo in photos)
+    for note in notes:
+        click.echo(note, err=True)
+    if several:
+        names = some([str(path) for path in several])
+        click.echo(f"of several pages or frames the first is read: {names}", err=True)
+    if not deep:
+        return white
+    found = white or find_white(deep)
+    source = "as in training" if white else "from the greatest value in them"
+    click.echo(
+        f"{len(deep)} photos of more than 8 bits are read with white = {found:g}, {source}",
+        err=True,
+    )
+    return found
 
 
 def write_all(
-    targets: Targets,
-    photos: Sequence[Photo],
-    model: Model,
-    naming: Naming,
-    choices: Choices,
-    white: float | None,
+    targets: Targets, photos: Sequence[Photo], segmenter: Segmenter, white: float | None
 ) -> Iterator[str]:
-    """Write the label map and the overlay of every photo; what is wrong with the bad ones.
+    """Write what is made of every photo; yield what is wrong with the bad ones.
 
     Args:
         white: of photos of more than 8 bits.
     """
+    naming, areas = segmenter.naming, {}
     way_out = "Replace or remove the file, then run predict again."
-    areas: dict[str, np.ndarray] = {}
     for photo in track(photos, "segmenting"):
         try:
-            image = read_image(photo.path, way_out, white=white)
-            labels = naming.values[segment_image(model, image, choices)]
-            found = write_one(targets, photo, image, labels, naming)
-            areas |= {} if found is None else {photo.name: found}
+            found = segmenter(read_image(photo.path, way_out, white=white))
+            write_one(targets, photo, found, naming)
+            areas[photo.name] = areas_of(found.classes, naming)
         except InputError as error:
             yield str(error)
         except ValueError as error:
@@ -266,92 +181,13 @@ def write_all(
         predictions.write_areas(targets.out, naming.classes, areas)
 
 
-def write_one(
-    targets: Targets, photo: Photo, image: np.ndarray, labels: np.ndarray, naming: Naming
-) -> np.ndarray | None:
-    """Write all that is made of a photo; the areas of its classes where a person named them.
-
-    ``image`` is uint8 ``(H, W, 3)``, ``labels`` ``(H, W)``, as they are written.
-    """
+def write_one(targets: Targets, photo: Photo, found: Result, naming: Naming) -> None:
+    """Write the sample of a data set, if one is wanted, the label map and the overlay."""
+    labels = found.classes
     if targets.export:
-        sample = (SPLIT, photo.name, photo.path, image, labels, png_colours(naming))
+        sample = (SPLIT, photo.name, photo.path, found.image, labels, naming.png_colours)
         predictions.write_sample(targets.export, *sample)
-    if targets.named:
-        return write_named(targets.out, photo.name, image, labels, naming)
-    write_plain(targets.out, photo.name, image, labels, naming)
-    return None
-
-
-def segment_image(model: Model, image: np.ndarray, choices: Choices) -> np.ndarray:
-    """Cluster ids of one image, as extract and segment would find them.
-
-    Args:
-        image: uint8 ``(H, W, 3)``.
-
-    Returns:
-        uint16 ``(H, W)``.
-
-    Raises:
-        ValueError: features that are not finite.
-    """
-    height, width = image.shape[:2]
-    patch, planned = model.backbone.patch, model.extracted["params"]
-    tiling = {name: planned["train"][name] for name in TILING}
-    tiles = plan_tiles(height, width, patch=patch, max_patches=planned["max_patches"], **tiling)
-    full_h, full_w = tiles[0].resized_h, tiles[0].resized_w
-    windows = list(read_windows(model, resize(image, full_h, full_w), tiles))
-    grid = full_h // patch, full_w // patch
-    maps = score_maps(
-        model.predictors, windows, *grid, temperature=choices.temperature, eigenfunctions=1
-    )
-    scores, refiner = getattr(maps, choices.predictor), CRFS[choices.crf]
-    logits = choices.predictor == "ours"
-    return label_map(scores, height, width, image, refiner, logits=logits)
-
-
-def read_windows(model: Model, resized: np.ndarray, tiles: Sequence[Tile]) -> Iterator[Window]:
-    """The tokens of an image's tiles, which are all of one shape; ``resized`` is uint8 RGB."""
-    patch, size = model.backbone.patch, model.extracted["params"]["batch"]
-    for batch in (tiles[i : i + size] for i in range(0, len(tiles), size)):
-        cuts = [((t.top, t.left, t.height, t.width), t.flip) for t in batch]
-        pixels = np.stack([cut_tile(resized, *cut) for cut in cuts])
-        arrays = half_tokens(
-            model.backbone, torch.from_numpy(pixels).to(model.device), model.levels
-        )
-        if not all(np.isfinite(values).all() for values in arrays.values()):
-            raise ValueError(
-                "its features are NaN or beyond float16, in which the head knows them. Leave the "
-                "image out, or let the block pass the final norm (`extract.final_norm`) and train "
-                "again."
-            )
-        for i, tile in enumerate(batch):
-            grid = (tile.height // patch, tile.width // patch)
-            yield window(
-                levels_of(model, {name: values[i] for name, values in arrays.items()}, grid),
-                model.inputs,
-                corner=(tile.top // patch, tile.left // patch),
-                grid=grid,
-                flip=tile.flip,
-                device=model.device,
-            )
-
-
-def levels_of(
-    model: Model, arrays: dict[str, np.ndarray], grid: tuple[int, int]
-) -> dict[int | str, np.ndarray]:
-    """The levels that the predictors look at, of one tile: float16 ``(patches, C)`` each.
-
-    Args:
-        arrays: tokens of the tile by array of the feature cache.
-        grid: rows and columns of the tile, in patches.
-    """
-    names = model.extracted["levels"]
-    wanted = {*model.inputs.head, model.inputs.kmeans}
-    levels = {level: arrays[names[str(level)]] for level in wanted - {CONTEXT}}
-    if CONTEXT in wanted and model.fit is not None:
-        around = [arrays[names[str(level)]] for level in model.around]
-        levels[CONTEXT] = context.apply(model.fit, around, *grid)
-    return levels
+    write_label_map(targets.out, photo.name, found.image, labels, naming, with_legend=targets.named)
 
 
 @click.command(cls=Stage)
@@ -371,11 +207,12 @@ def levels_of(
     help="As `segment.temperature`; without it the logits are interpolated.",
 )
 @click.option("--crf", default="none", type=click.Choice(CRFS), help="As `segment.crf`.")
+@click.option("--protocol", help="How photos are looked at; without it whole, as in training.")
 @click.option("--merge-to", type=click.IntRange(min=2), help="As `segment.merge_to`.")
 def main(
     images: tuple[str, ...], out: str, head: str, mapping: str, names: str | None,
     export: str | None, predictor: str, matching: str, weights: str | None, device: str,
-    temperature: float | None, crf: str, merge_to: int | None,
+    temperature: float | None, crf: str, protocol: str | None, merge_to: int | None,
 ) -> None:  # fmt: skip
     """Segment new IMAGES (files, and folders with all below them) with a trained head.
 
@@ -384,15 +221,25 @@ def main(
     cluster ids, overlays/<name>.jpg, classes.txt and legend.png to the folder --out; with --names
     also areas.csv, and legends below the overlays.
     """
+    choices = Choices(predictor, matching, temperature, crf, merge_to, protocol)
     manifest = heads.load_head(head)[2]
-    k = segments_of(manifest, merge_to)
-    given = find_names(names, manifest, predictor, k) if names else None
-    found = None if given else find_mapping(mapping, manifest["fingerprint"])
-    choices = Choices(predictor, matching, temperature, crf, merge_to)
-    predict(
-        images, out, head, found, choices, names=given, export=export, weights=weights,
-        device=device,
-    )  # fmt: skip
+    if names:
+        k = segments_of(manifest, merge_to)
+        naming: Naming | None = read_naming(names, manifest, k, predictor, matching)
+    else:
+        naming = mapped(mapping, manifest, choices)
+    with way_out("choose another --device, --crf or --protocol"):
+        segmenter = Segmenter(
+            head, names=naming, weights=weights, device=device, **choices._asdict()
+        )
+    origin = {
+        "head": manifest["fingerprint"],
+        **choices._asdict(),
+        "matching": matching if naming and not names else None,
+        "classes": segmenter.naming.classes,
+        "values": fingerprint(segmenter.naming.values.tolist()),
+    }
+    predict(images, out, segmenter, origin, named=names is not None, export=export)
 
 
 if __name__ == "__main__":

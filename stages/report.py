@@ -13,14 +13,14 @@ from cache import results as store
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
 from cache.segments import Segments
+from pipeline.drawing.colours import blend, class_colours, colour, eigenfunction_image, palette
 from pipeline.evaluation import confusion, scores
 from stages import Stage
 from stages.atlas import make_atlas
-from stages.colours import blend, class_colours, colour, eigenfunction_image, palette
 from stages.drawing import Picture, confusion_chart, curve_chart, encode, iou_chart
-from stages.looking import read_seen, seen_label
 from stages.pages import render, write_pages
 from stages.params import Params, load
+from stages.planned import plan_of, read_planned
 from stages.progress import track
 from stages.score_table import oracle_alone, print_scores
 from stages.sweep import draw_sweep
@@ -155,7 +155,7 @@ def example(
     prefix: str, row: ImageRow, label: LabelRow | None, maps: Segments, colours: Colours
 ) -> Example:
     """The pictures of one image: photo, ground truth, each predictor, the first eigenfunctions."""
-    photo, image = read_seen(row, **maps.seen()), maps.by_content[row.sha256]
+    photo, image = read_planned(maps, row), maps.by_content[row.sha256]
     height = max(1, round(WIDTH * photo.shape[0] / photo.shape[1]))
 
     def picture(name: str, caption: str, pixels: np.ndarray, smooth: bool) -> Picture:
@@ -165,7 +165,7 @@ def example(
     pictures = [picture("image", "image", photo, True)]
     if label is not None:
         whole = read_label(label.path, label.sha256, label.table)
-        truth = colour(seen_label(whole, **maps.seen()), colours.classes)
+        truth = colour(plan_of(maps, row).cut_label(whole), colours.classes)
         pictures.append(picture("truth", "ground truth", blend(photo, truth, OPACITY), True))
     for name, shades in colours.clusters.items():
         clusters = colour(maps.read(name, image), shades)

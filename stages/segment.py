@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import click
-import numpy as np
-import torch
-from torch import Tensor
 
 from cache import heads
 from cache.features import Features
-from cache.images import read_image, resize
+from cache.images import read_image
 from cache.index import ImageRow, images_mark, read_index
 from cache.segments import CRF, FORMAT, PREDICTORS, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device
-from pipeline.maps.crf import CRFS, Refiner, check_crf, label_map
-from pipeline.maps.predictors import (
-    Inputs,
-    Predictors,
-    ScoreMaps,
-    Window,
-    restore,
-    runner_up,
-    score_maps,
-    window,
-)
-from pipeline.maps.sliding import Placed, average, sliding_argmax
+from pipeline.geometry import Geometry, Plan, plan
+from pipeline.maps.crf import CRFS, check_crf
+from pipeline.maps.upsampling import at_grid
+from pipeline.segmenter import Scores, Segmenter, runner_up
 from stages import NO_GPU, Stage, way_out
 from stages.jobs import run_parts
 from stages.params import Params, load
 
 PART_IMAGES = 8  # images of one part: what a kill loses at most
-EIGENFUNCTIONS = 6  # logits whose maps are kept for the report
-
-# The cache, the levels to look at, and the models.
-Opened = tuple[Features, Inputs, Predictors]
 
 
 class Job(NamedTuple):
@@ -93,155 +78,52 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
 def fill_part(job: Job, name: str, images: Sequence[ImageRow]) -> None:
     """Compute and write the maps of some images."""
     clusters = dict(zip(PREDICTORS, job.clusters, strict=True))
-    write_maps(job.work, name, maps_of(job, images), clusters)
+    write_maps(job.work, name, (maps_of(job, image) for image in images), clusters)
 
 
-def maps_of(job: Job, images: Sequence[ImageRow]) -> Iterator[ImageMaps]:
-    """The label maps of some images in every protocol, one image after the other."""
-    protocols = _opened(job)[0].manifest["protocols"]
-    for image in images:
-        looks = {
-            name: look(_opened(job), image, number, job.temperature, choose_device(job.device))
-            for number, name in enumerate(protocols)
-        }
-        labels = {name: label_maps(seen, None) for name, seen in looks.items()}
-        if (refiner := CRFS[job.crf]) is not None:
-            pixels = read_image(image.path, sha256=image.sha256, white=image.white)
-            for name, seen in looks.items():
-                labels[f"{name}{CRF}"] = label_maps(seen, refiner, seen.frame.cut(pixels))
-        at_grid = next(iter(looks.values())).at_grid()
-        functions = at_grid.eigenfunctions.cpu().numpy()
-        yield ImageMaps(image.id, labels, functions, *runner_up(at_grid.ours))
-
-
-class Frame(NamedTuple):
-    """Where the tiles of an image lie, and what is made of them.
-
-    Attributes:
-        boxes: top, left, height, width of each tile in the resized image, px.
-        resized, size: heights and widths of the resized image and of the label map, px.
-        sliding: the tiles are averaged in pixels; else there is one.
-    """
-
-    boxes: list[tuple[int, int, int, int]]
-    resized: tuple[int, int]
-    size: tuple[int, int]
-    sliding: bool
-
-    def placed(self, scores: Sequence[Tensor]) -> list[Placed]:
-        """The scores of every tile in their places."""
-        return [Placed(*tile) for tile in zip(scores, *zip(*self.boxes, strict=True), strict=True)]
-
-    def cut(self, photo: np.ndarray) -> np.ndarray:
-        """The pixels of the label map: uint8 ``(*size, 3)`` of a photo ``(H, W, 3)``."""
-        if self.size == photo.shape[:2]:
-            return photo
-        top, left, height, width = self.boxes[0]
-        return resize(photo, *self.resized)[top : top + height, left : left + width]
-
-
-def frame_of(cache: Features, image: ImageRow, number: int) -> tuple[list[int], Frame]:
-    """The tiles that the protocol of that number sees of an image, and where they lie."""
-    plan = list(cache.manifest["protocols"].values())[number]
-    own = (cache.tiles["image"] == image.id) & (cache.tiles["view"] == -1 - number)
-    tiles = np.flatnonzero(own).tolist()
-    rows = [cache.tiles[tile] for tile in tiles]
-    boxes = [row[["top", "left", "height", "width"]].item() for row in rows]
-    resized = int(rows[0]["resized_h"]), int(rows[0]["resized_w"])
-    size = boxes[0][2:] if plan["crop"] else (image.height, image.width)
-    return tiles, Frame(boxes, resized, size, bool(plan["window"]) or len(tiles) > 1)
-
-
-class Look(NamedTuple):
-    """What a protocol sees of an image: a frame, and scores at the patch grid of each tile."""
-
-    frame: Frame
-    maps: list[ScoreMaps]
-    patch: int
-
-    def of(self, name: str) -> list[Tensor]:
-        """The scores of a predictor, or the eigenfunctions, of each tile."""
-        return [getattr(maps, name) for maps in self.maps]
-
-    def at_grid(self) -> ScoreMaps:
-        """Scores at a patch grid of all that is seen."""
-        frame = self.frame
-        if not frame.sliding:
-            return self.maps[0]
-        height, width = (max(1, round(side / self.patch)) for side in frame.resized)
-        return ScoreMaps(
-            *(
-                average(frame.placed(self.of(n)), frame.resized, (height, width))
-                for n in ScoreMaps._fields
-            )
-        )
-
-
-def label_maps(
-    seen: Look, refiner: Refiner | None, pixels: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Cluster ids of each predictor: uint16 ``(height, width)``; pixels are for the refiner."""
-    return {
-        name: label_ids(seen.of(name), seen.frame, refiner, pixels, logits=name == "ours")
-        for name in PREDICTORS
-    }
-
-
-def label_ids(
-    scores: Sequence[Tensor],
-    frame: Frame,
-    refiner: Refiner | None,
-    pixels: np.ndarray | None,
-    *,
-    logits: bool,
-) -> np.ndarray:
-    """Cluster ids uint16 ``frame.size`` of scores ``(K, h, w)`` of each tile; as `label_map`."""
-    if not frame.sliding:
-        return label_map(scores[0], *frame.size, pixels, refiner, logits=logits)
-    placed = frame.placed(scores)
-    if refiner is None:
-        return sliding_argmax(placed, frame.resized, *frame.size)
-    return label_map(average(placed, frame.resized), *frame.size, pixels, refiner, logits=logits)
-
-
-def look(
-    opened: Opened, image: ImageRow, number: int, temperature: float | None, device: torch.device
-) -> Look:
-    """Score what the protocol of that number sees of an image."""
-    cache, inputs, predictors = opened
-    patch = cache.manifest["patch"]
-    plan = list(cache.manifest["protocols"].values())[number]
-    tiles, frame = frame_of(cache, image, number)
-    windows = [window_of(cache, tile, inputs, device) for tile in tiles]
-    score = partial(score_maps, predictors, temperature=temperature, eigenfunctions=EIGENFUNCTIONS)
-    if plan["crop"] or plan["window"]:
-        alone = [window._replace(top=0, left=0) for window in windows]
-        return Look(frame, [score([w], w.grid_h, w.grid_w) for w in alone], patch)
-    # Tiles of whole patches are put together in the patch grid, before any pixel is made.
-    maps = score(windows, frame.resized[0] // patch, frame.resized[1] // patch)
-    return Look(frame._replace(boxes=[(0, 0, *frame.resized)], sliding=False), [maps], patch)
-
-
-def window_of(cache: Features, tile: int, inputs: Inputs, device: torch.device) -> Window:
-    """The tokens of a tile and its place in the image's grid."""
-    row, patch = cache.tiles[tile], cache.manifest["patch"]
-    return window(
-        {level: cache.tokens(level, tile) for level in (*inputs.head, inputs.kmeans)},
-        inputs,
-        corner=(int(row["top"]) // patch, int(row["left"]) // patch),
-        grid=(int(row["grid_h"]), int(row["grid_w"])),
-        flip=bool(row["flip"]),
-        device=device,
+def maps_of(job: Job, image: ImageRow) -> ImageMaps:
+    """Compute the label maps of an image in every protocol, and its scores at the patch grid."""
+    cache, segmenter = _opened(job)
+    photo = (
+        read_image(image.path, sha256=image.sha256, white=image.white) if CRFS[job.crf] else None
     )
+    labels, grids = {}, []
+    for protocol in cache.manifest["protocols"]:
+        found, scores = score_cached(cache, segmenter, image, protocol)
+        grids.append([at_grid(found, scores[name]) for name in ("eigenfunctions", "ours")])
+        for ending, pixels in (("", None), (CRF, photo))[: 1 if photo is None else 2]:
+            labels[f"{protocol}{ending}"] = {
+                name: segmenter.label_map(scores, name, found, pixels) for name in PREDICTORS
+            }
+    functions, ours = grids[0]
+    return ImageMaps(image.id, labels, functions.cpu().numpy(), *runner_up(ours))
+
+
+def score_cached(
+    cache: Features, segmenter: Segmenter, image: ImageRow, protocol: str
+) -> tuple[Plan, Scores]:
+    """Plan an image as a protocol does, and score its cached tokens."""
+    protocols = cache.manifest["protocols"]
+    found = plan(Geometry(**protocols[protocol]), image.height, image.width)
+    tiles = cache.tiles_of_image(image.id, -1 - list(protocols).index(protocol))
+    tokens = ({level: cache.tokens(level, tile) for level in segmenter.used} for tile in tiles)
+    return found, segmenter.scores(tokens, found)
 
 
 @lru_cache(maxsize=1)
-def _opened(job: Job) -> Opened:
-    """Opened once in each process."""
-    state, centres, manifest = heads.load_head(job.head)
-    device = choose_device(job.device)
-    inputs, predictors = restore(manifest, state, centres, device, job.merge_to)
-    return Features.open(job.features).beside(job.context), inputs, predictors
+def _opened(job: Job) -> tuple[Features, Segmenter]:
+    """The cache and the models; opened once in each process."""
+    state, fitted, manifest = heads.load_head(job.head)
+    segmenter = Segmenter(
+        manifest,
+        state,
+        fitted,
+        choose_device(job.device),
+        temperature=job.temperature,
+        refiner=CRFS[job.crf],
+        merge_to=job.merge_to,
+    )
+    return Features.open(job.features).beside(job.context), segmenter
 
 
 def check_merging(merge_to: int | None, clusters: int) -> None:

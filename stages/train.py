@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cache import heads, results
+from cache.backbone import carry
 from cache.features import Features
 from cache.graphs import Graphs
 from cache.store.artefact import fingerprint, publish, work_folder
@@ -63,6 +64,7 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
                 {**fitted, **({"context": fit} if fit else {})},
                 {**manifest, "curve": results.write_curve(curve, rows)},
             )
+            carry(cache.manifest["model"], cache.manifest["weights"], work / "head")
             publish(work / "head", out)
     click.echo(
         f"{out}: K = {params.clusters}, {len(rows)} steps, loss {rows[-1]['loss']:.4f}, "

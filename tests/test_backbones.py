@@ -13,12 +13,13 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from cache.backbone import facts, load_backbone
-from cache.images import read_tile
+from cache.images import read_image
 from cache.store.errors import InputError
 from demo.backbone import distill
 from demo.draw import CLASSES, draw_scene, scene_generator
 from pipeline.evaluation import confusion, count, majority_iou, scores
 from pipeline.features.vit import Backbone, downsample, tokens
+from pipeline.geometry import resize, tile_pixels
 from pipeline.head import kmeans
 from tests.conftest import REPOSITORY, Project
 
@@ -88,7 +89,7 @@ def test_it_is_near_its_teacher_on_photos_it_has_not_seen(
 
 
 def see(path: Path, height: int, width: int) -> torch.Tensor:
-    return torch.from_numpy(read_tile(path, (height, width), (0, 0, height, width), False))[None]
+    return tile_pixels(resize(read_image(path), height, width), (0, 0, height, width), 1)[None]
 
 
 def similarities(values: np.ndarray) -> np.ndarray:

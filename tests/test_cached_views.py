@@ -43,7 +43,7 @@ def test_a_view_is_made_again_by_hand(viewed: Project) -> None:
     tiles = cache.training_tiles("train")
     assert len(tiles) == 3 * 6 and len(cache.tiles_of("train")) == 6 and cache.views == range(3)
     assert len(cache.tiles_of("val")) == 3 and not len(cache.training_tiles("val"))
-    assert len(np.unique(cache.tiles["scale"][tiles])) == 18
+    assert len(np.unique(cache.tiles[["resized_h", "resized_w"]][tiles])) > 6
     for tile in tiles:
         entry, patch = cache.tiles[tile], cache.manifest["patch"]
         row = rows[entry["image"]]
@@ -108,7 +108,7 @@ def test_killed_extraction_of_views_ends_the_same(viewed: Project) -> None:
     viewed.ok("extract")
     expected = tree_bytes(CACHE)
     shutil.rmtree(CACHE)
-    kill_when("extract", "features.zarr-*/done/*.json", 2, "features.write_shard")
+    kill_when("extract", "features.zarr-*/done/*.json", 2, "feature_writer.write_shard")
     result = viewed.run("extract")
     assert result.exit_code == 0 and "resumed" in result.output, result.output
     assert tree_bytes(CACHE) == expected

@@ -11,8 +11,9 @@ from PIL import Image
 
 from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
+from pipeline.geometry import Geometry, Plan, plan
 from pipeline.maps import crf
-from pipeline.maps.crf import CRFS, POINTS, Pairs, as_logits, label_map, ours, program
+from pipeline.maps.crf import CRFS, POINTS, Pairs, as_logits, ours, program, refined_map
 from pipeline.maps.upsampling import upsample_argmax
 from tests.conftest import REPOSITORY, Project, tree_bytes
 
@@ -20,6 +21,11 @@ from tests.conftest import REPOSITORY, Project, tree_bytes
 @pytest.fixture
 def package() -> None:
     pytest.importorskip("pydensecrf", reason="pydensecrf2 is of the extra crf")
+
+
+def whole(height: int, width: int) -> Plan:
+    """The plan of an image of one tile."""
+    return plan(Geometry(10, min(height, width)), height, width)
 
 
 def edge(height: int, width: int, column: int) -> np.ndarray:
@@ -124,7 +130,8 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 
 def test_without_a_crf_maps_are_interpolated() -> None:
     scores = halves(4, 6, 2)
-    np.testing.assert_array_equal(label_map(scores, 40, 60), upsample_argmax(scores, 40, 60))
+    found = refined_map(whole(40, 60), [scores])
+    np.testing.assert_array_equal(found, upsample_argmax(scores, 40, 60))
 
 
 @pytest.fixture
@@ -169,12 +176,14 @@ def test_the_programs_crf_is_direct_calls_of_the_package(scene: np.ndarray) -> N
 @pytest.mark.usefixtures("package")
 def test_other_scores_are_as_soft_as_logits_can_be(scene: np.ndarray) -> None:
     cosines = torch.randn(7, 6, 8, generator=torch.Generator().manual_seed(1)) / 50
-    expected = label_map(cosines, 60, 80, scene, program, logits=False)
+    expected = refined_map(whole(60, 80), [cosines], scene, program, logits=False)
     plain = upsample_argmax(cosines, 60, 80)
-    far = label_map(cosines * 40, 60, 80, scene, program, logits=False)
+    far = refined_map(whole(60, 80), [cosines * 40], scene, program, logits=False)
     assert (far == expected).mean() > 0.995  # up to rounding
     assert crf.lead(as_logits(cosines)) == pytest.approx(0.3 / 0.4)
-    flat = label_map(cosines, 60, 80, scene, program)  # taken for logits, they say next to nothing
+    flat = refined_map(
+        whole(60, 80), [cosines], scene, program
+    )  # taken for logits, they say next to nothing
     assert 0 < (expected != plain).mean() < (flat != plain).mean()
 
 

@@ -112,13 +112,13 @@ def test_a_flipped_bit_in_the_table_of_tiles_is_found(project: Project) -> None:
 def test_a_damaged_table_in_the_work_folder_is_written_again(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cache import features
+    from cache import feature_writer
 
     project.shards(96)
     project.ok("prepare", "extract")
     expected = tree_bytes(Path("data/features.zarr"))
     shutil.rmtree("data/features.zarr")
-    write_shard, calls = features.write_shard, []
+    write_shard, calls = feature_writer.write_shard, []
 
     def stop(*arguments: object) -> None:
         calls.append(1)
@@ -127,7 +127,7 @@ def test_a_damaged_table_in_the_work_folder_is_written_again(
         write_shard(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "write_shard", stop)
+        patch.setattr(feature_writer, "write_shard", stop)
         project.fails("extract", "stopped")
     (start,) = Path("data/.work").glob("features.zarr-*/features.zarr/tiles/start/c/0")
     start.unlink()

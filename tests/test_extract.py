@@ -87,7 +87,7 @@ def test_killed_and_restarted_gives_the_same_bytes(project: Project) -> None:
     project.ok("prepare", "extract")
     expected = tree_bytes(CACHE)
     shutil.rmtree(CACHE)
-    kill_when("extract", "features.zarr-*/done/*.json", 2, "features.write_shard")
+    kill_when("extract", "features.zarr-*/done/*.json", 2, "feature_writer.write_shard")
     assert not CACHE.exists()
     (work,) = Path("data/.work").glob("features.zarr-*[0-9a-f]")
     finished = {path.stem for path in (work / "done").glob("*.json")}
@@ -215,11 +215,11 @@ def test_blocks_beyond_the_model_and_levels_beyond_the_cache(project: Project) -
 def test_a_full_disk_keeps_what_was_finished(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cache import features
+    from cache import feature_writer
 
     project.shards(96)
     project.ok("prepare")
-    write, calls = features.write_shard, []
+    write, calls = feature_writer.write_shard, []
 
     def full(folder: Path, done: Path, shard: int, arrays: dict) -> None:
         calls.append(shard)
@@ -227,9 +227,9 @@ def test_a_full_disk_keeps_what_was_finished(
             raise OSError(28, "No space left on device", str(folder))
         write(folder, done, shard, arrays)
 
-    monkeypatch.setattr(features, "write_shard", full)
+    monkeypatch.setattr(feature_writer, "write_shard", full)
     project.fails("extract", "the disk is full", "Finished parts are kept")
-    monkeypatch.setattr(features, "write_shard", write)
+    monkeypatch.setattr(feature_writer, "write_shard", write)
     assert "resumed: 2 of 5 shards were finished" in project.run("extract").output
 
 

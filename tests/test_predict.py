@@ -18,9 +18,11 @@ from cache.images import read_image
 from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
 from cache.store.artefact import read_manifest, write_manifest
+from eigenseg import backbone as door
+from eigenseg.segmenter import Segmenter
+from pipeline.drawing.colours import OPACITY, blend, class_colours, colour, overlay, palette
 from pipeline.evaluation import MATCHINGS
-from stages import naming, predict
-from stages.colours import blend, class_colours, colour, overlay, palette
+from stages import predict
 from tests.conftest import Project, draw_scene, make_dataset
 
 
@@ -139,10 +141,10 @@ def test_windows_and_keys_equal_extract_and_segment(
         predict_ok(project, "photos/images", "--out", predictor, "--predictor", predictor)
         check_equal(written(predictor), stored(tmp_path, predictor, "majority_iou"))
     # With several windows in one pass the rounding may differ, and a pixel here and there.
-    _, _, manifest = head = heads.load_head("data/head")
+    state, fitted, manifest = heads.load_head("data/head")
     manifest["backbone"]["params"]["batch"] = 4
-    model = predict.load_model(head, None, torch.device("cpu"))
-    found = predict.segment_image(model, read_image("photos/images/val/000.jpg"), predict.Choices())
+    heads.save_head("data/head", state, fitted, manifest)
+    found = Segmenter("data/head")("photos/images/val/000.jpg").ids
     assert (found != stored(tmp_path, "ours", None)["val/000"]).mean() < 1e-2
 
 
@@ -155,7 +157,7 @@ def test_colours_are_those_of_the_report(trained: Project) -> None:
     np.testing.assert_array_equal(found, colour(np.asarray(labels), colours))
     photo = read_image("photos/images/val/tall.png")
     picture = np.asarray(Image.open("found/overlays/tall.jpg"), dtype=float)
-    expected = blend(photo, found, naming.OPACITY)
+    expected = blend(photo, found, OPACITY)
     assert picture.shape == photo.shape and np.abs(picture - expected).mean() < 3
     legend = np.asarray(Image.open("found/legend.png"))
     assert [tuple(legend[24 * row + 12, 12]) for row in range(5)] == [*map(tuple, colours)]
@@ -243,7 +245,7 @@ def test_bad_files_do_not_stop_the_others(trained: Project) -> None:
 def test_features_that_are_not_finite_name_the_image(
     trained: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = predict.half_tokens
+    made = door.half_tokens
 
     def spoilt(backbone: Any, pixels: torch.Tensor, levels: Any) -> dict[str, np.ndarray]:
         found = made(backbone, pixels, levels)
@@ -251,7 +253,7 @@ def test_features_that_are_not_finite_name_the_image(
             found["block_00"][0, 3, 3] = np.inf
         return found
 
-    monkeypatch.setattr(predict, "half_tokens", spoilt)
+    monkeypatch.setattr(door, "half_tokens", spoilt)
     text = predict_fails(trained, "photos/images/val", "--out", "found")
     assert "photos/images/val/tall.png: its features are NaN or beyond float16" in text
     assert written().keys() == {"000", "001"}
@@ -286,9 +288,10 @@ def test_weights_that_moved_are_missing_or_others(
     assert manifest["backbone"]["weights"] == str(weights)
     manifest["backbone"]["weights"] = "moved.safetensors"
     heads.save_head("data/head", state, kmeans, manifest)
+    shutil.rmtree("data/head/backbone")  # as if it were too large to travel
     text = predict_fails(trained, *arguments)
     assert "weight file moved.safetensors does not exist" in text
-    assert "For `predict`, say with --weights where the backbone's weights are now." in text
+    assert "say where the backbone's weights are now: --weights, or `weights` of" in text
     other = load_file(weights)
     other["norm.bias"] = other["norm.bias"] + 1
     save_file(other, "other.safetensors")
@@ -306,12 +309,13 @@ def test_a_model_in_a_folder_that_moved(trained: Project, weights: Path) -> None
     state, kmeans, manifest = heads.load_head("data/head")
     manifest["backbone"].update(model="local-dir:before", weights=None)
     heads.save_head("data/head", state, kmeans, manifest)
+    shutil.rmtree("data/head/backbone")
     Path("now").mkdir()
     shutil.copy(weights, "now/model.safetensors")
     facts = {"input_size": [3, 160, 160], "fixed_input_size": True}
     config = {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": facts}
     Path("now/config.json").write_text(json.dumps(config))
-    assert "say with --weights where" in predict_fails(trained, *arguments)
+    assert "say where the backbone's weights" in predict_fails(trained, *arguments)
     predict_ok(trained, *arguments, "--weights", "now")
     check_equal(written(), expected)
 
@@ -348,12 +352,12 @@ def test_label_maps_of_different_choices_do_not_mix(trained: Project) -> None:
 def test_bfloat16_only_where_the_hardware_has_it(
     trained: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, _, manifest = head = heads.load_head("data/head")
+    manifest = heads.load_head("data/head")[2]
     for stored_as, able in ((True, True), (True, False), (False, True)):
         manifest["backbone"]["bfloat16"] = stored_as
-        monkeypatch.setattr(predict, "hardware_bfloat16", lambda _, able=able: able)
-        model = predict.load_model(head, None, torch.device("cpu"))
-        assert model.levels.bfloat16 == (stored_as and able)
+        monkeypatch.setattr(door, "hardware_bfloat16", lambda _, able=able: able)
+        found = door.Extractor(manifest["backbone"], Path("data/head"), None, torch.device("cpu"))
+        assert found.levels.bfloat16 == (stored_as and able)
 
 
 def test_every_matching_can_be_chosen() -> None:

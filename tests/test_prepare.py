@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache.images import read_image, read_tile
+from cache.images import read_image
 from cache.index import read_index
 from cache.store.errors import InputError
 from cache.store.tables import write_table
@@ -59,16 +59,6 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     image.save(tmp_path / "turned.png", exif=exif)
     upright = np.rot90(GREY.astype(np.uint8), k=-1)
     assert np.array_equal(read_image(tmp_path / "turned.png")[..., 0], upright)
-
-
-def test_a_tile_is_the_crop_of_the_resized_image(tmp_path: Path) -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
-    image.save(tmp_path / "a.png")
-    whole = read_tile(tmp_path / "a.png", (96, 128), (0, 0, 96, 128), False)
-    expected = np.asarray(image.resize((128, 96), Image.Resampling.BICUBIC)) / np.float32(255)
-    assert np.array_equal(whole, expected.transpose(2, 0, 1))
-    tile = read_tile(tmp_path / "a.png", (96, 128), (16, 32, 48, 64), True)
-    assert np.array_equal(tile, whole[:, 16:64, 32:96][:, :, ::-1])
 
 
 def test_a_truncated_image_is_named(project: Project) -> None:

@@ -1,4 +1,4 @@
-"""Protocols of evaluation: what they look at, how windows are averaged, several in one run."""
+"""Protocols of evaluation: what they look at, several in one run."""
 
 from __future__ import annotations
 
@@ -6,133 +6,13 @@ import csv
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from cache.features import Features
 from cache.segments import PREDICTORS, Segments
-from pipeline.features.tiles import centre_box, fitted_shape, plan_crop, plan_windows
-from pipeline.maps import sliding
-from pipeline.maps.sliding import Placed, average, sliding_argmax
-from stages.looking import seen_label
 from stages.params import load
 from tests.conftest import Project
-
-RESIZED = (37, 53)
-
-
-def placed(clusters: int = 7) -> list[Placed]:
-    generator = torch.Generator().manual_seed(0)
-    tiles = plan_windows(*RESIZED, short_side=37, window=22, stride=15)
-    return [
-        Placed(torch.randn(clusters, 5, 6, generator=generator), t.top, t.left, t.height, t.width)
-        for t in tiles
-    ]
-
-
-def dense(windows: list[Placed]) -> torch.Tensor:
-    """The averaged maps, pixel by pixel in float64."""
-    sums = torch.zeros(len(windows[0].scores), *RESIZED, dtype=torch.float64)
-    counts = torch.zeros(*RESIZED, dtype=torch.float64)
-    for scores, top, left, height, width in windows:
-        large = interpolate(scores[None].double(), (height, width), mode="bilinear")[0]
-        for y in range(height):
-            for x in range(width):
-                sums[:, top + y, left + x] += large[:, y, x]
-                counts[top + y, left + x] += 1
-    return sums / counts
-
-
-def test_windows_lie_where_sliding_inference_puts_them() -> None:
-    tiles = plan_windows(1024, 2048, short_side=1024, window=768, stride=512)
-    assert [t.top for t in tiles if t.left == 0] == [0, 256]
-    assert [t.left for t in tiles if t.top == 0] == [0, 512, 1024, 1280]
-    assert {(t.height, t.width) for t in tiles} == {(768, 768)}
-    few = plan_windows(375, 500, short_side=520, window=480, stride=320)
-    assert [(t.top, t.left) for t in few] == [(0, 0), (0, 213), (40, 0), (40, 213)]
-    (one,) = plan_windows(100, 100, short_side=300, window=480, stride=320)
-    assert (one.height, one.width) == (300, 300)
-
-
-@pytest.mark.parametrize("side", [480, 481, 799, 800, 801, 1000, 1121])
-def test_windows_are_as_many_as_the_formula_says(side: int) -> None:
-    window, stride = 480, 320
-    tiles = plan_windows(480, side, short_side=480, window=window, stride=stride)
-    count = max(side - window + stride - 1, 0) // stride + 1
-    expected = [min(i * stride, side - window) for i in range(count)]
-    assert [tile.left for tile in tiles] == expected
-
-
-def test_windows_are_averaged_in_pixels() -> None:
-    windows = placed()
-    found = average(windows, RESIZED)
-    torch.testing.assert_close(found.double(), dense(windows), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("size", [RESIZED, (61, 90), (20, 31)])
-@pytest.mark.parametrize("budget", [1, 64 << 20])
-def test_the_label_map_is_the_argmax_of_the_averages(size: tuple[int, int], budget: int) -> None:
-    windows = placed()
-    expected = interpolate(dense(windows)[None], size, mode="bilinear")[0].argmax(0).numpy()
-    found = sliding_argmax(windows, RESIZED, *size, budget=budget)
-    assert found.dtype == np.uint16 and len(np.unique(found)) > 1
-    assert np.array_equal(found, expected)
-
-
-@pytest.mark.parametrize("side", [1, 5, 16, 64])
-@pytest.mark.parametrize("size", [RESIZED, (20, 31), (75, 100)])
-def test_clusters_that_cannot_win_in_a_block_change_nothing(
-    size: tuple[int, int], side: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Smooth scores, where few can win: what windows say of a place is alike, but not equal."""
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(60, 8, generator=generator)
-    field = interpolate(torch.randn(1, 8, 3, 4, generator=generator), RESIZED, mode="bicubic")[0]
-    windows = []
-    for scores, *place in placed():
-        top, left, height, width = place
-        part = field[None, :, top : top + height, left : left + width]
-        tokens = interpolate(part, scores.shape[1:], mode="bilinear")[0]
-        tokens += 0.1 * torch.randn(8, 1, 1, generator=generator)
-        windows.append(Placed(torch.einsum("kc,chw->khw", centres, tokens), *place))
-    left_over = []
-    able = sliding._able
-    monkeypatch.setattr(sliding, "SIDE", side)
-    monkeypatch.setattr(
-        sliding, "_able", lambda *given: left_over.append(able(*given)) or left_over[-1]
-    )
-    expected = interpolate(dense(windows)[None], size, mode="bilinear")[0].argmax(0).numpy()
-    assert np.array_equal(sliding_argmax(windows, RESIZED, *size), expected)
-    assert side > 5 or np.mean([len(ids) for ids in left_over]) < 30
-
-
-def test_the_lowest_of_equal_clusters_wins() -> None:
-    windows = [w._replace(scores=w.scores[[3, 3, 1, 1, 3, 5, 5, 1]]) for w in placed()]
-    found = sliding_argmax(windows, RESIZED, 75, 100)
-    assert set(np.unique(found)) == {0, 2, 5}
-
-
-def test_windows_must_cover_the_image() -> None:
-    with pytest.raises(ValueError, match=r"must cover it, found \d+ of 1961 pixels"):
-        average(placed()[:-1], RESIZED)
-    with pytest.raises(ValueError, match=r"must cover it, found \d+ of 1961 pixels"):
-        sliding_argmax(placed()[:-1], RESIZED, 20, 31)
-
-
-def test_the_crop_of_a_label_is_that_of_the_image() -> None:
-    assert fitted_shape(375, 500, 320) == (320, 427)
-    assert centre_box(320, 427, 320) == (0, 53, 320, 320)
-    (tile,) = plan_crop(375, 500, 320, 320)
-    assert (tile.resized_h, tile.resized_w) == (320, 427)
-    assert (tile.top, tile.left, tile.height, tile.width) == (0, 53, 320, 320)
-    label = np.arange(640 * 960, dtype=np.int64).reshape(640, 960)
-    seen = seen_label(label, 320, 320)  # half the size: the centre of each pixel lies at 2 i + 1
-    assert np.array_equal(seen, label[1::2, 1::2][:, 80:400])
-    assert seen_label(label, None, None) is label
-
 
 PROTOCOLS = {
     "whole": {"short_side": None, "crop": None, "window": None, "stride": None},

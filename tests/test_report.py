@@ -17,9 +17,16 @@ from cache.index import read_index
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import read_manifest, write_manifest
+from pipeline.drawing.colours import (
+    NEUTRAL,
+    blend,
+    class_colours,
+    colour,
+    eigenfunction_image,
+    palette,
+)
 from pipeline.evaluation import MATCHINGS
 from stages import report
-from stages.colours import NEUTRAL, blend, class_colours, colour, eigenfunction_image, palette
 from stages.drawing import encode
 from stages.report import verdict
 from tests.conftest import Project, metrics_of

@@ -19,10 +19,11 @@ from cache.index import read_index, write_index
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, Segments, write_maps
 from cache.store import parts
 from cache.store.errors import InputError
+from pipeline.geometry import Geometry, plan
 from pipeline.head.head import Head
 from pipeline.head.kmeans import fit, scores
 from pipeline.maps.merging import merge
-from pipeline.maps.predictors import Predictors, Window, restore, score_maps
+from pipeline.segmenter import Segmenter
 from tests.conftest import Project
 
 CLUSTERS = {"ours": 300, "ours_kmeans": 256, "kmeans": 4}
@@ -191,49 +192,36 @@ def test_segments_of_another_format(tmp_path: Path) -> None:
         Segments(path)
 
 
-def tiny_predictors() -> Predictors:
+def test_scores_of_one_tile() -> None:
     torch.manual_seed(0)
-    head = Head([8, 8], 5, None, 1, 8, 16, False).eval()
-    rng = np.random.default_rng(0)
+    shape: dict[str, Any] = {
+        "channels": [8, 8], "clusters": 5, "width": None, "depth": 1, "head_dim": 8,
+        "mlp_hidden": 16, "level_norm": False,
+    }  # fmt: skip
+    head, rng = Head(**shape).eval(), np.random.default_rng(0)
     choices: dict[str, Any] = {"iterations": 5, "spherical": True, "whiten": None, "seed": 0}
     points = [rng.normal(size=(60, width)).astype(np.float32) for width in (head.width, 8)]
-    return Predictors(head, fit(points[0], 5, **choices), fit(points[1], 7, **choices))
-
-
-def test_score_maps_of_one_window() -> None:
-    predictors = tiny_predictors()
-    tokens = torch.randn(12, 16)
-    window = Window(tokens, tokens[:, 8:], 0, 0, 3, 4, False)
-    found = score_maps(predictors, [window], 3, 4, temperature=0.3, eigenfunctions=2)
+    models = {"ours_kmeans": fit(points[0], 5, **choices), "kmeans": fit(points[1], 7, **choices)}
+    manifest = {"head": {**shape, "levels": ["a", "b"]}, "kmeans": {"level": "b"}, "context": []}
+    fitted = {name: model._asdict() for name, model in models.items()}
+    tokens = rng.normal(size=(12, 16)).astype(np.float16)
     with torch.no_grad():
-        features, logits = predictors.head(tokens, [12])
+        features, logits = head(torch.from_numpy(tokens).float(), [12])
     at = logits.reshape(3, 4, 5).permute(2, 0, 1)
-    torch.testing.assert_close(found.ours, torch.softmax(at / 0.3, dim=0))
-    torch.testing.assert_close(found.eigenfunctions, at[:2])
-    plain = score_maps(predictors, [window], 3, 4, temperature=None, eigenfunctions=2)
-    torch.testing.assert_close(plain.ours, at)
-    for maps, model, values in (
-        (found.ours_kmeans, predictors.ours_kmeans, features),
-        (found.kmeans, predictors.kmeans, tokens[:, 8:]),
-    ):
-        expected = scores(model, values.numpy()).reshape(3, 4, -1).transpose(2, 0, 1)
-        np.testing.assert_allclose(maps.numpy(), expected, atol=1e-6)
-
-
-def test_mirrored_windows_are_mirrored_back() -> None:
-    """The head does not look at positions: a mirrored tile gives the mirrored scores."""
-    predictors = tiny_predictors()
-    tokens = torch.randn(3, 4, 16)
-    plain, mirrored = (
-        Window(x.reshape(12, 16), x.reshape(12, 16)[:, 8:], 0, 0, 3, 4, flip)
-        for x, flip in ((tokens, False), (tokens.flip(1), True))
-    )
-    choices: dict[str, Any] = {"temperature": 1.0, "eigenfunctions": 5}
-    expected = score_maps(predictors, [plain], 3, 4, **choices)
-    for windows in ([mirrored], [plain, mirrored]):
-        found = score_maps(predictors, windows, 3, 4, **choices)
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    one = plan(Geometry(8, 24), 24, 32)
+    for temperature in (0.3, None):
+        cpu = torch.device("cpu")
+        segmenter = Segmenter(manifest, head.state_dict(), fitted, cpu, temperature=temperature)
+        assert segmenter.used == ("a", "b")
+        found = segmenter.scores([{"a": tokens[:, :8], "b": tokens[:, 8:]}], one)
+        expected = at if temperature is None else torch.softmax(at / temperature, dim=0)
+        torch.testing.assert_close(found["ours"][0], expected)
+        torch.testing.assert_close(found["eigenfunctions"][0], at)
+    for name, values in (("ours_kmeans", features.numpy()), ("kmeans", tokens[:, 8:])):
+        nearness = scores(models[name], values).reshape(3, 4, -1).transpose(2, 0, 1)
+        np.testing.assert_allclose(found[name][0].numpy(), nearness, atol=1e-6)
+    with pytest.raises(ValueError, match="zip"):
+        segmenter.scores([], one)
 
 
 @pytest.fixture
@@ -314,15 +302,15 @@ def test_clusters_are_merged_without_training_again(trained: Project) -> None:
 
 def test_centres_of_the_heads_own_clusters_are_means_of_their_features(trained: Project) -> None:
     state, centres, manifest = heads.load_head("data/head")
-    _, predictors = restore(manifest, state, centres, torch.device("cpu"))
+    segmenter = Segmenter(manifest, state, centres, torch.device("cpu"))
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
     tiles = cache.tiles_of("train")
     tokens = torch.from_numpy(cache.batch(manifest["head"]["levels"], tiles)).float()
     with torch.no_grad():
-        features, logits = predictors.head(tokens, cache.sizes(tiles))
+        features, logits = segmenter.head(tokens, cache.sizes(tiles))
     for cluster, centre in enumerate(centres["ours"]["centroids"]):
         own = features[logits.argmax(dim=1) == cluster].numpy()
-        expected = own.mean(axis=0) if len(own) else predictors.head.last.weight[cluster].detach()
+        expected = own.mean(axis=0) if len(own) else segmenter.head.last.weight[cluster].detach()
         np.testing.assert_allclose(centre, expected, atol=2e-3)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from cache import features
+from cache import feature_writer, features
 from cache.features import Features
 from cache.store import int8
 from cache.store.errors import InputError
@@ -28,7 +28,7 @@ def make_cache(root: Path, dtype: str) -> tuple[Features, dict[str, np.ndarray]]
     table["start"] = layout.starts
     store, done = root / "features.zarr", root / "done"
     channels = {**CHANNELS, "rgb": 3}
-    todo = features.declare(store, done, channels, dtype, table, *layout[1:])
+    todo = feature_writer.declare(store, done, channels, dtype, table, *layout[1:])
     assert len(todo) == layout.shards > 2
     assert layout.shard == 2 * layout.chunk and max(h * w for h, w in GRIDS) > layout.chunk
     generator = np.random.default_rng(0)
@@ -41,10 +41,10 @@ def make_cache(root: Path, dtype: str) -> tuple[Features, dict[str, np.ndarray]]
             values[name][row["start"] : end] = drawn * 10.0 ** generator.integers(-3, 4, width)
     for shard in todo:
         part = slice(shard * layout.shard, (shard + 1) * layout.shard)
-        features.write_shard(store, done, shard, {n: v[part] for n, v in values.items()})
+        feature_writer.write_shard(store, done, shard, {n: v[part] for n, v in values.items()})
     levels = {"first": "block_00", "last": "block_11"}
     manifest = {"levels": levels, "channels": channels, "fingerprint": "first"}
-    features.finish(store, done, layout.shards, manifest)
+    feature_writer.finish(store, done, layout.shards, manifest)
     return Features.open(store), values
 
 
@@ -96,14 +96,14 @@ def make_second(cache: Features, root: Path, made_from: str) -> np.ndarray:
     """A second cache with one level, ``made``, in the layout of the first; its values."""
     chunk, shard, shards = cache.layout()
     store, done = root / "second.zarr", root / "second-done"
-    features.declare(store, done, {"made": 3}, "float16", cache.tiles, chunk, shard, shards)
+    feature_writer.declare(store, done, {"made": 3}, "float16", cache.tiles, chunk, shard, shards)
     values = np.random.default_rng(1).standard_normal((shards * shard, 3)).astype(np.float16)
     for number in range(shards):
         part = values[number * shard : (number + 1) * shard]
-        features.write_shard(store, done, number, {"made": part})
+        feature_writer.write_shard(store, done, number, {"made": part})
     manifest = {"levels": {"made": "made"}, "channels": {"made": 3}}
     ids = {"features": made_from, "fingerprint": "second"}
-    features.finish(store, done, shards, {**manifest, **ids})
+    feature_writer.finish(store, done, shards, {**manifest, **ids})
     return values
 
 

@@ -1,4 +1,4 @@
-"""Up-sampling against torch's own, and merging of windows against a loop over pixels."""
+"""Up-sampling of one score map against torch's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.maps.predictors import merge_windows
 from pipeline.maps.upsampling import upsample_argmax
 
 
@@ -86,35 +85,3 @@ def test_scores_that_are_not_finite_are_an_error() -> None:
     scores[1, 0, 0] = torch.inf
     with pytest.raises(ValueError, match=r"must be finite, found NaN or infinity: check the head"):
         upsample_argmax(scores, 8, 8)
-
-
-def test_one_full_window_is_left_as_it_is() -> None:
-    scores = torch.randn(4, 5, 6)
-    assert torch.equal(merge_windows([(scores, 0, 0)], 5, 6), scores)
-
-
-def test_overlapping_windows_are_averaged() -> None:
-    generator = torch.Generator().manual_seed(0)
-    windows = [
-        (torch.randn(3, 4, 4, generator=generator), top, left)
-        for top in (0, 2, 3)
-        for left in (0, 1, 4)
-    ]
-    expected = torch.zeros(3, 7, 8)
-    for row in range(7):
-        for column in range(8):
-            values = [
-                scores[:, row - top, column - left]
-                for scores, top, left in windows
-                if 0 <= row - top < 4 and 0 <= column - left < 4
-            ]
-            expected[:, row, column] = torch.stack(values).mean(dim=0)
-    torch.testing.assert_close(merge_windows(windows, 7, 8), expected)
-
-
-def test_windows_that_do_not_cover_or_fit_are_an_error() -> None:
-    window = torch.zeros(3, 4, 4)
-    with pytest.raises(ValueError, match=r"found 4 of 20 patches in no window"):
-        merge_windows([(window, 0, 0)], 4, 5)
-    with pytest.raises(ValueError, match=r"grid of 4 x 5 patches, found rows 1-5 and columns 0-4"):
-        merge_windows([(window, 1, 0)], 4, 5)

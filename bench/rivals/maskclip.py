@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cache.images import resize
+from pipeline.geometry import resize
 
 SIDE = 512  # short side of what CLIP sees densely, px
 

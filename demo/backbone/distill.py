@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from cache import heads
 from cache.backbone import load_backbone
 from cache.features import Features
-from cache.images import read_tile
+from cache.images import read_image
 from cache.index import read_index
 from cache.store.artefact import publish
 from pipeline.features.vit import normalise_pixels
 from pipeline.features.whitening import unit_rows
+from pipeline.geometry import resize
 from stages.progress import bar, track
 
 PATCH, WIDTH, DEPTH, HEADS = 8, 192, 6, 3
@@ -209,10 +210,11 @@ def read_lessons(features: Features, index: str, level: str) -> list[Lesson]:
         grid = int(tile["grid_h"]), int(tile["grid_w"])
         height, width = grid[0] * PATCH, grid[1] * PATCH
         path = rows[tile["image"]].path
-        pixels = read_tile(path, (height, width), (0, 0, height, width), bool(tile["flip"]))
+        pixels = resize(read_image(path), height, width)
+        pixels = pixels[:, ::-1] if tile["flip"] else pixels
         tokens = unit_rows(features.tokens(level, int(number)).astype(np.float32))
         target = unit_rows((tokens - mean) @ projection).reshape(*grid, WIDTH)
-        lessons.append(Lesson(np.rint(pixels * 255).astype(np.uint8), target.astype(np.float16)))
+        lessons.append(Lesson(pixels.transpose(2, 0, 1).copy(), target.astype(np.float16)))
     return lessons
 
 

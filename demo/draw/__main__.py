@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from demo.draw import CLASSES, numbered_scene
-from stages.colours import palette
+from pipeline.drawing.colours import palette
 from stages.progress import track
 
 SPLITS = ("train", "val")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.features.tiles import Tile, plan_tiles
-
 BRIGHTNESS = 32 / 255  # greatest shift of all colours; the other three scale or turn them
 CONTRAST = SATURATION = 0.5  # factors from 1 - this to 1 + this
 HUE = 36.0  # degrees; the program's 18 are steps of 2 degrees
@@ -24,51 +22,6 @@ def view_generator(seed: int, sha256: str, view: int, colours: bool) -> np.rando
         view: its number.
     """
     return np.random.default_rng([seed, int(sha256[:16], 16), view, int(colours)])
-
-
-def plan_view(
-    height: int,
-    width: int,
-    *,
-    patch: int,
-    short_side: int,
-    scale: tuple[float, float] | None,
-    crop: int | None,
-    flip: bool,
-    max_patches: int,
-    generator: np.random.Generator,
-) -> list[Tile]:
-    """The tiles of one view of an image of ``height`` x ``width`` pixels.
-
-    A view is one tile; without a crop one of more than ``max_patches`` patches is cut as
-    `plan_tiles` cuts it.
-
-    Args:
-        short_side: of the resized image at scale 1, px.
-        scale: least and greatest factor of it, drawn uniformly; None = 1.
-        crop: side of a square that is cut out anywhere, px, rounded down to whole patches and cut
-            off where the resized image is smaller; None = all of it.
-        flip: mirror every other view.
-
-    Raises:
-        ValueError: the crop or the smallest short side is smaller than a patch.
-    """
-    factor = float(generator.uniform(*scale)) if scale else 1.0
-    mirrored = flip and bool(generator.random() < 0.5)
-    if crop is not None and crop < patch:
-        raise ValueError(f"a crop must be at least one patch ({patch} px), found {crop} px")
-    most = max_patches if crop is None else height * width * 10**6  # of a crop, what it is cut from
-    tiles = plan_tiles(
-        height, width, patch=patch, short_side=short_side, window=None, stride=None,
-        max_patches=most, scale=factor, flip=mirrored,
-    )  # fmt: skip
-    if crop is None:
-        return tiles
-    (whole,) = tiles
-    sides = [min(crop // patch * patch, side) for side in (whole.height, whole.width)]
-    top = int(generator.integers(whole.height - sides[0] + 1))
-    left = int(generator.integers(whole.width - sides[1] + 1))
-    return [whole._replace(top=top, left=left, height=sides[0], width=sides[1])]
 
 
 def distort(pixels: np.ndarray, strength: float, generator: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,7 @@ comes of its guide image in one of its protocols.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.maps.upsampling import check_finite, upsample_argmax
+from pipeline.geometry import Plan
+from pipeline.maps.upsampling import at_grid, average, check_finite, label_map, upsample_argmax
 
 POINTS = 7  # along the side of a patch, at which `ours` looks: half the pixels of a 14 px patch
 SOFTNESS = 0.4  # of the softmax over clusters in `ours`, in leads of the best score over the second
@@ -60,29 +61,31 @@ def check_crf(crf: str, temperature: float | None) -> None:
         )
 
 
-def label_map(
-    scores: Tensor,
-    height: int,
-    width: int,
+def refined_map(
+    plan: Plan,
+    maps: Sequence[Tensor],
     image: np.ndarray | None = None,
     refiner: Refiner | None = None,
     *,
     logits: bool = True,
 ) -> np.ndarray:
-    """Cluster ids at the pixels: of a CRF, or without one of `upsample_argmax`.
+    """Return the cluster of every pixel: of a CRF, or without one of `upsampling.label_map`.
 
     Args:
-        scores: float32 ``(K, h, w)``, higher is better.
-        image: uint8 ``(height, width, 3)``, needed by a CRF.
+        plan: of the image.
+        maps: scores of each tile, float32 ``(K, rows, columns)``, higher is better.
+        image: the photo, uint8 ``(H, W, 3)``, that a CRF looks at; None leaves the CRF out.
         refiner: one of `CRFS`; None is no CRF.
         logits: the scores are logits, else cosines or distances: a CRF gets them `as_logits`.
 
     Returns:
-        uint16 ``(height, width)``.
+        uint16 ``plan.size``.
     """
     if refiner is None or image is None:
-        return upsample_argmax(scores, height, width)
-    return refiner(scores if logits else as_logits(scores), height, width, image)
+        return label_map(plan, maps)
+    # `ours` looks at a few points of each patch, the program at every pixel.
+    joined = at_grid(plan, maps) if refiner is ours else average(plan, maps)
+    return refiner(joined if logits else as_logits(joined), *plan.size, plan.cut(image))
 
 
 def ours(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.ndarray:
@@ -92,8 +95,13 @@ def ours(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.ndarr
     clusters that are the best of some patch take part. Scores of predictors differ in scale
     (logits, cosines, distances), so they are divided by `lead`.
 
-    Args, returns:
-        As of `label_map`.
+    Args:
+        scores: float32 ``(K, h, w)`` at the patch grid, of any scale; higher is better.
+        height, width: of the label map, px.
+        image: uint8 ``(height, width, 3)``; another size is resized.
+
+    Returns:
+        uint16 ``(height, width)``.
 
     Raises:
         ValueError: a score is not finite.
@@ -117,8 +125,7 @@ def program(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.nd
 
     All K clusters take part at all pixels: memory grows with K * height * width.
 
-    Args, returns:
-        As of `label_map`; the scores are logits (others: `as_logits`).
+    Arguments and result are those of `ours`, but the scores are logits (others: `as_logits`).
 
     Raises:
         ValueError: a score is not finite, or the image is not of the size of the map.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+OPACITY = 0.6  # of colours over a photo
 NEUTRAL = (150, 150, 150)
 _LEVELS = 16  # steps per channel of the RGB grid that palette colours are chosen from
 _DIVERGING = np.array(

@@ -1,0 +1,160 @@
+"""`Segmenter`: a trained head that segments photos, and the `Result` of one photo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from cache import heads
+from cache.images import find_white, read_image, survey
+from eigenseg.backbone import Extractor
+from eigenseg.naming import check_naming, read_naming, segments_of
+from pipeline.device import choose_device
+from pipeline.drawing.colours import OPACITY, overlay
+from pipeline.drawing.naming import Naming, cluster_naming
+from pipeline.geometry import Geometry, plan
+from pipeline.maps.crf import CRFS, check_crf
+from pipeline.segmenter import Segmenter as Maps
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a head says of one photo.
+
+    Attributes:
+        image: the pixels that the maps cover, uint8 ``(H, W, 3)``: the whole photo, or the central
+            square of a protocol with a crop.
+        ids: cluster of every pixel, uint16 ``(H, W)``.
+        naming: what clusters are called.
+    """
+
+    image: np.ndarray
+    ids: np.ndarray
+    naming: Naming
+    _probability: torch.Tensor
+
+    @property
+    def classes(self) -> np.ndarray:
+        """Index into `names` of every pixel, uint8 ``(H, W)``, 255 = none; without names `ids`."""
+        return self.naming.values[self.ids]
+
+    @property
+    def names(self) -> list[str]:
+        """The class names by index; empty where clusters have no names."""
+        return self.naming.classes
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """The probability of the winning cluster, float32 ``(H, W)``.
+
+        It is the softmax at the patch grid, interpolated. It ranks pixels; it is not calibrated.
+        """
+        large = F.interpolate(self._probability[None, None], self.ids.shape, mode="bilinear")
+        return large[0, 0].numpy()
+
+    def overlay(self, opacity: float = OPACITY) -> np.ndarray:
+        """Draw the classes over the photo: uint8 ``(H, W, 3)``.
+
+        Args:
+            opacity: of the colours, 0 to 1.
+        """
+        return overlay(self.image, self.classes, self.naming.colours, opacity)
+
+
+class Segmenter:
+    """A trained head with its ViT: photos -> label maps, as `extract` and `segment` make them.
+
+    Args:
+        head: folder of the head, ``data/head`` or a copy of it anywhere.
+        names: names.json of the atlas or mapping.json of `eval`; None = cluster ids.
+        predictor: whose clusters: ``ours``, ``ours_kmeans`` or ``kmeans``.
+        matching: which mapping of mapping.json.
+        protocol: how photos are looked at: one of the protocols that the head was evaluated by.
+            None = the first one that sees whole photos, else as training looks at them.
+        weights: file or folder of the backbone's weights, where they have moved.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        temperature, crf, merge_to: as in the section `segment` of params.yaml.
+
+    Raises:
+        InputError: the head, the backbone or the names are missing, damaged or do not fit.
+        ValueError: there is no GPU or no package for what is asked for.
+    """
+
+    def __init__(
+        self,
+        head: str | Path,
+        *,
+        names: str | Path | Naming | None = None,
+        predictor: str = "ours",
+        matching: str = "majority_iou",
+        protocol: str | None = None,
+        weights: str | None = None,
+        device: str = "auto",
+        temperature: float | None = None,
+        crf: str = "none",
+        merge_to: int | None = None,
+    ) -> None:
+        hardware = choose_device(device)
+        check_crf(crf, temperature)
+        state, fitted, self.manifest = heads.load_head(head)
+        k = segments_of(self.manifest, merge_to)
+        if isinstance(names, str | Path):
+            names = read_naming(names, self.manifest, k, predictor, matching)
+        self.naming = cluster_naming(k) if names is None else names
+        check_naming(self.naming, k)
+        self.geometry = _geometry(self.manifest["backbone"], protocol)
+        self.predictor = predictor
+        self.white: float | None = self.manifest["backbone"].get("white")
+        self._maps = Maps(
+            self.manifest, state, fitted, hardware,
+            temperature=temperature, refiner=CRFS[crf], merge_to=merge_to,
+        )  # fmt: skip
+        self._extractor = Extractor(self.manifest["backbone"], Path(head), weights, hardware)
+
+    def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Result:
+        """Segment one photo.
+
+        Args:
+            image: a path, a PIL image, or uint8 ``(H, W, 3)``.
+
+        Raises:
+            InputError: the file is missing or cannot be decoded.
+            ValueError: the array is no RGB image, or its features are not finite.
+        """
+        pixels = _pixels(image, self.white)
+        found = plan(self.geometry, *pixels.shape[:2])
+        scores = self._maps.scores(self._extractor.tokens(pixels, found), found)
+        ids = self._maps.label_map(scores, self.predictor, found, pixels)
+        probability = self._maps.confidence(scores, self.predictor, found).cpu()
+        return Result(found.cut(pixels), ids, self.naming, probability)
+
+
+def _geometry(extracted: dict, protocol: str | None) -> Geometry:
+    protocols = {name: Geometry(**fields) for name, fields in extracted["protocols"].items()}
+    if protocol is not None:
+        if protocol not in protocols:
+            raise ValueError(
+                f"the protocol must be one of {', '.join(protocols)}, by which the head was "
+                f"evaluated, found {protocol!r}"
+            )
+        return protocols[protocol]
+    whole = (geometry for geometry in protocols.values() if not geometry.crop)
+    return next(whole, Geometry(**extracted["whole"]))
+
+
+def _pixels(image: str | Path | Image.Image | np.ndarray, white: float | None) -> np.ndarray:
+    if isinstance(image, str | Path):
+        white = white or find_white(survey([image])[0])
+        return read_image(image, "Replace the file, or leave it out.", white=white)
+    pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"an image must be uint8 of shape (H, W, 3), found {pixels.dtype} of shape "
+            f"{pixels.shape}: convert it to 8-bit RGB"
+        )
+    return pixels

@@ -1,0 +1,1 @@
+"""Pictures from arrays: colours of label maps, overlays, legends."""

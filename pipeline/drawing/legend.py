@@ -1,0 +1,40 @@
+"""Legends: names beside their colours, as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_ROW, _TEXT = 24, 15  # px: height of a row, and of its letters
+
+
+def legend(names: Sequence[str], colours: np.ndarray) -> np.ndarray:
+    """Draw a column of names: uint8 ``(H, W, 3)``.
+
+    Args:
+        colours: uint8 ``(names, 3)``.
+    """
+    font = ImageFont.load_default(_TEXT)
+    width = 2 * _ROW + max(int(font.getlength(name)) for name in names)
+    picture = Image.new("RGB", (width, _ROW * len(names)), "white")
+    draw = ImageDraw.Draw(picture)
+    for row, (name, colour) in enumerate(zip(names, colours.tolist(), strict=True)):
+        top = row * _ROW
+        draw.rectangle((4, top + 4, _ROW - 4, top + _ROW - 4), fill=tuple(colour))
+        draw.text((_ROW + 4, top + _ROW // 2), name, "black", font, anchor="lm")
+    return np.asarray(picture)
+
+
+def legend_below(picture: np.ndarray, names: Sequence[str], colours: np.ndarray) -> np.ndarray:
+    """Put a legend below a picture uint8 ``(H, W, 3)``, in as many columns as fit."""
+    entries = [legend([name], colour[None]) for name, colour in zip(names, colours, strict=True)]
+    wide = picture.shape[1]
+    column = min(wide, max(entry.shape[1] for entry in entries))
+    columns = max(1, wide // column)
+    below = Image.new("RGB", (wide, _ROW * -(-len(entries) // columns)), "white")
+    for i, entry in enumerate(entries):
+        place = (i % columns * column, i // columns * _ROW)
+        below.paste(Image.fromarray(entry), place)
+    return np.concatenate([picture, np.asarray(below)])

@@ -110,13 +110,28 @@ def check_label(
     if wrong := values[(classes >= n_classes) & (classes != IGNORE)].tolist():
         raise InputError(
             f"{path}: label values must lie in 0..{n_classes - 1} ({n_classes} classes in "
-            f"classes.txt) or be {IGNORE} (ignore), found {some(wrong)}. Map these values to "
-            f"classes or to {IGNORE} (`datasets.<name>.values: {{{wrong[0]}: 1}}`), or complete "
-            "classes.txt."
+            f"classes.txt) or be {IGNORE} (ignore), found {some(wrong)}. "
+            f"{_meant(values.tolist(), n_classes)}"
         )
     pixels = np.bincount(classes, counts, minlength=256).astype(np.int64)
     found = {str(value): int(pixels[value]) for value in np.unique(classes)}
     return Checked(hashlib.sha256(content).hexdigest(), found)
+
+
+def _meant(values: Sequence[int], n_classes: int) -> str:
+    """What values may mean that are not the indices of classes."""
+    apart = [value for value in values if value != IGNORE]
+    if len(values) > n_classes + 1:
+        return (
+            "Values in between come from resizing or smoothing labels: export them as they are, or "
+            "by nearest neighbour; or complete classes.txt."
+        )
+    in_order = apart if len(apart) == n_classes else values
+    example = ", ".join(f"{value}: {i}" for i, value in enumerate(in_order[:n_classes]))
+    return (
+        f"Say what values mean, such as `datasets.<name>.values: {{{example}}}`, or complete "
+        "classes.txt."
+    )
 
 
 def _read_bytes(path: str | Path) -> bytes:

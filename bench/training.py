@@ -29,7 +29,7 @@ from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_e
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.head.training import Batch, optimiser, tensor_cores, train_step
 from stages.batches import READERS, load_batches
-from stages.train import build_head, objective_of
+from stages.train import beta_of, build_head
 
 CONTEXT = "context"
 TAU = 0.7
@@ -103,10 +103,10 @@ def trainer(setting: Setting) -> Callable[[Batch], dict[str, float]]:
     head = build_head(params, setting.cache).to(setting.device).train()
     adam = optimiser(head, params.train.lr)
     noise = torch.Generator(setting.device).manual_seed(0)
-    objective = objective_of(params, head)
+    beta = beta_of(params)
 
     def step(batch: Batch) -> dict[str, float]:
-        return train_step(head, adam, batch, objective, tau=TAU, generator=noise)
+        return train_step(head, adam, batch, beta=beta, tau=TAU, generator=noise)
 
     return step
 

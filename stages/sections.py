@@ -192,8 +192,6 @@ class DiscriminantParams(Section):
 
 
 class TrainParams(Section):
-    objective: Literal["neuralef", "pmi"]
-    power: Annotated[float, Field(gt=0, le=1)]
     start: Literal["discriminant", "kmeans", "random"]
     start_scale: Positive
     discriminant: DiscriminantParams

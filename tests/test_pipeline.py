@@ -124,18 +124,16 @@ def test_a_graph_of_another_version_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("stage", "out", "pattern", "slow", "objective"),
+    ("stage", "out", "pattern", "slow"),
     [
-        ("graph", "data/graph.h5", "*/part-group-*.h5", "write_group", "neuralef"),
-        ("train", "data/head", "*/checkpoint.safetensors", "heads.save_checkpoint", "neuralef"),
-        ("train", "data/head", "*/checkpoint.safetensors", "heads.save_checkpoint", "pmi"),
-        ("segment", "data/segments.h5", "*/part-*.h5", "write_maps", "neuralef"),
+        ("graph", "data/graph.h5", "*/part-group-*.h5", "write_group"),
+        ("train", "data/head", "*/checkpoint.safetensors", "heads.save_checkpoint"),
+        ("segment", "data/segments.h5", "*/part-*.h5", "write_maps"),
     ],
 )
 def test_killed_stages_go_on_and_end_the_same(
-    project: Project, stage: str, out: str, pattern: str, slow: str, objective: str
+    project: Project, stage: str, out: str, pattern: str, slow: str
 ) -> None:
-    project.set("train.objective", objective)
     project.set("graph.rounds", 20)
     project.set("train.epochs", 30)
     project.ok("prepare", "extract", "context", "graph", "train")

@@ -49,7 +49,6 @@ ALREADY = {
     "head.width": None,
     "head.head_dim": 64,
     "head.level_norm": False,
-    "train.objective": "neuralef",
     "train.lr_end": 1e-5,
     "train.beta": None,
     "train.tau_start": 1.0,

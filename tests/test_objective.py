@@ -21,6 +21,7 @@ from pipeline.graph.kernel import (
 from pipeline.graph.knn import nearest
 from pipeline.head.head import Head, initialise
 from pipeline.head.objective import (
+    SCALE,
     default_beta,
     gumbel_softmax,
     neural_eigenfunction_loss,
@@ -85,15 +86,13 @@ def test_normalise_columns_and_its_gradient() -> None:
     psi[:, 2] *= 0.5 / psi[:, 2].norm()  # below the floor: only scaled
     psi[:, 3] = 0
     before = psi.clone()
-    result = normalise_columns(psi, 0.01)
+    result = normalise_columns(psi)
     expected = torch.tensor([0.1, 0.1, 0.05, 0.0], dtype=torch.float64)
     torch.testing.assert_close(result.norm(dim=0), expected)
     torch.testing.assert_close(result[:, 2], 0.1 * psi[:, 2])
     assert torch.equal(psi, before)
     weights = torch.randn(30, 4, generator=generator(1), dtype=torch.float64)
-    torch.autograd.gradcheck(
-        lambda x: (normalise_columns(x, 0.01) * weights).sum(), psi.requires_grad_()
-    )
+    torch.autograd.gradcheck(lambda x: (normalise_columns(x) * weights).sum(), psi.requires_grad_())
 
 
 def test_gumbel_softmax_samples_the_categorical_distribution() -> None:
@@ -158,7 +157,8 @@ def maximise(function, parameters, kappa: Tensor, lr: float, beta: float, steps:
     adam = torch.optim.Adam(parameters, lr=lr)
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-        loss, _, _ = neural_eigenfunction_loss(normalise_columns(function(), 1.0), kappa, beta)
+        unit = normalise_columns(function()) / SCALE**0.5
+        loss, _, _ = neural_eigenfunction_loss(unit, kappa, beta)
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -195,7 +195,7 @@ def tiny_predictors() -> Predictors:
     torch.manual_seed(0)
     head = Head([8, 8], 5, None, 1, 8, 16, False).eval()
     rng = np.random.default_rng(0)
-    choices: dict[str, Any] = {"iterations": 5, "spherical": True, "whiten": None, "seed": 0}
+    choices: dict[str, Any] = {"spherical": True, "whiten": None, "seed": 0}
     points = [rng.normal(size=(60, width)).astype(np.float32) for width in (head.width, 8)]
     return Predictors(head, fit(points[0], 5, **choices), fit(points[1], 7, **choices))
 

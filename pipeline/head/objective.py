@@ -34,18 +34,17 @@ def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator) -> Te
     return torch.softmax((logits + noise) / tau, dim=1)
 
 
-def normalise_columns(psi: Tensor, scale: float = SCALE) -> Tensor:
-    """L2 batch normalisation: sqrt(scale) * psi_j / max(||psi_j||, 1) for every column j.
+def normalise_columns(psi: Tensor) -> Tensor:
+    """L2 batch normalisation: sqrt(SCALE) * psi_j / max(||psi_j||, 1) for every column j.
 
     The gradient passes through the norm. The floor of 1 leaves columns that hold less than one
     patch small.
 
     Args:
         psi: ``(B, K)``, rows are the patches of the batch.
-        scale: the method's t.
     """
     norms = torch.linalg.vector_norm(psi, dim=0).clamp_min(1.0)
-    return psi * (math.sqrt(scale) / norms)
+    return psi * (math.sqrt(SCALE) / norms)
 
 
 def neural_eigenfunction_loss(

@@ -151,7 +151,6 @@ class GraphParams(Section):
     level: Level
     scope: Literal["group", "dataset", "batch"]
     group_patches: Count
-    rounds: Count
     k: Count | Share
     recall: Annotated[float, Field(gt=0, le=1)]
     other_images: bool

@@ -20,6 +20,7 @@ from cache.store.errors import InputError
 from pipeline.device import choose_device, return_large_arrays
 from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
+from pipeline.graph.partition import round_count
 from pipeline.head import discriminant, kmeans
 from pipeline.head.discriminant import Discriminant
 from pipeline.head.head import Head, initialise, start_at
@@ -49,7 +50,8 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
     return_large_arrays()
     cache = Features.open(features).beside(context)
     with Graphs(graph) as graphs:
-        graphs.check(cache.fingerprint, params.train_split)
+        rounds = round_count(params.train.epochs, len(cache.views))
+        graphs.check(cache.fingerprint, params.train_split, rounds)
         tiles = cache.training_tiles(params.train_split)
         check_clusters(params, cache, tiles)
         manifest = describe(params, cache, graphs)

@@ -176,11 +176,10 @@ def test_a_batch_has_the_edges_that_stay_inside(whole: Project) -> None:
 
 
 def test_groups_follow_the_edges(whole: Project) -> None:
-    whole.set("graph.rounds", 3)
     whole.ok("graph")
     tiles = Features.open("data/features.zarr").tiles_of("train")
     with Graphs("data/graph.h5") as graphs:
-        for round_ in range(3):
+        for round_ in range(2):
             ids = [graphs.group(round_, g).tiles for g in range(graphs.manifest["groups"])]
             assert sorted(np.concatenate(ids)) == sorted(tiles)
         assert 0 < graphs.manifest["edges_seen"] <= 1

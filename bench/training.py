@@ -170,7 +170,7 @@ class Online:
     def _in_context(self, levels: list[Tensor]) -> Tensor:
         """The level `context` ``(images, patches, C)`` of levels of that shape, as the cache's."""
         images = zip(*(level.cpu().numpy() for level in levels), strict=True)
-        made = [context.apply(self.fit, image, *self._grid()) for image in images]
+        made = [context.apply(self.fit, image, *self._grid(), self.device) for image in images]
         return torch.from_numpy(np.stack(made)).to(self.device).float()
 
     def _grid(self) -> tuple[int, int]:

@@ -25,6 +25,7 @@ Level = int | str
 Scores = dict[str, list[Tensor]]
 """By predictor, and of the ``eigenfunctions``: float32 ``(K, rows, columns)`` of each tile."""
 
+CONTEXT = "context"  # the level that is worked out from others
 EIGENFUNCTIONS = 6  # logits that are kept as maps: the first ones
 
 
@@ -102,9 +103,9 @@ class Segmenter:
         self, tokens: Mapping[Level, np.ndarray], grid: tuple[int, int]
     ) -> dict[str, Tensor]:
         """Return the scores ``(patches, K)`` of one tile by predictor."""
-        if context.NAME in self.used and context.NAME not in tokens and self._context:
+        if CONTEXT in self.used and CONTEXT not in tokens and self._context:
             around = [tokens[level] for level in self._around]
-            tokens = {**tokens, context.NAME: context.apply(self._context, around, *grid)}
+            tokens = {**tokens, CONTEXT: context.apply(self._context, around, *grid, self._device)}
         joined = np.concatenate([tokens[level] for level in self.levels], axis=1)
         rows = torch.from_numpy(joined).to(self._device).float()
         features, logits = self.head(rows, [grid[0] * grid[1]])

@@ -98,6 +98,13 @@ class Segmenter:
             found[name] = [merge_scores(maps, segment_of) for maps in found[name]]
         return found
 
+    @property
+    def clusters(self) -> dict[str, int]:
+        """The number of clusters, or of the segments that they are merged to, by predictor."""
+        own = {"ours": self.head.last.out_features}
+        own |= {name: len(model.centroids) for name, model in self.kmeans.items()}
+        return own | {name: int(ids.max()) + 1 for name, ids in self.segment_of.items()}
+
     @torch.inference_mode()
     def _score(
         self, tokens: Mapping[Level, np.ndarray], grid: tuple[int, int]

@@ -41,7 +41,6 @@ ONE, LOST = "tcp, 1 worker", "tcp, 2 workers, 1 killed"
 # Jobs enough that two workers share them evenly.
 SETTINGS = (
     "graph.group_patches=4800",
-    "graph.rounds=1",
     "train.epochs=1",
 )
 

@@ -50,7 +50,7 @@ COMMANDS = {
 }
 SETTINGS = (
     "dataset=drawn", "datasets.drawn.root=photos", "clusters=5", "extract.train.short_side=64",
-    "extract.batch=2", "graph.group_patches=40", "graph.rounds=2", "graph.k=4",
+    "extract.batch=2", "graph.group_patches=40", "graph.k=4",
     "context.components=8", "head.mlp_hidden=16", "head.head_dim=16", "train.epochs=2",
     "compute.device=cpu",
 )  # fmt: skip

@@ -21,7 +21,7 @@ from pipeline.features.whitening import unit_rows
 from pipeline.graph.knn import nearest, neighbour_count, recall
 from pipeline.head.training import optimiser, tensor_cores, train_epoch
 from stages.batches import load_batches
-from stages.train import build_head, objective_of, schedule_of
+from stages.train import beta_of, build_head, schedule_of
 
 HEADS = ("default", "paper")
 
@@ -131,7 +131,7 @@ def _losses(setting: Setting, batches: Any, device: torch.device) -> Any:
     adam = optimiser(head, params.train.lr)
     noise = torch.Generator().manual_seed(params.seed)
     schedule = schedule_of(params, setting.graphs.manifest["groups"])
-    for row in train_epoch(head, adam, batches, objective_of(params, head), schedule, 0, noise):
+    for row in train_epoch(head, adam, batches, beta_of(params), schedule, 0, noise):
         yield row["loss"]
 
 

@@ -44,7 +44,7 @@ def fit_embedded(
     embed: Callable[[np.ndarray, int, int], tuple[np.ndarray, Embedding]],
 ) -> Scorer:
     """K-means on the eigenvectors of prepared rows; `spectral` or `ncut` embed them."""
-    prepared = kmeans.fit(points, 1, spherical=True, whiten=whiten, seed=0, iterations=1)
+    prepared = kmeans.fit(points, 1, spherical=True, whiten=whiten, seed=0)
     own, extend = embed(kmeans.prepare(prepared, points), clusters, seed)
     model = kmeans.fit(np.ascontiguousarray(own), clusters, spherical=True, whiten=None, seed=seed)
 

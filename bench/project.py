@@ -190,7 +190,6 @@ def make(folder: Path, size: Size) -> Path:
         *random_backbone(folder, size.model),
         f"clusters={size.clusters}",
         f"extract.train.short_side={size.side}",
-        "graph.rounds=1",
         f"compute.device={size.device}",
     ]
     make_project(folder, size.images * size.batches, 0, side, side, settings)

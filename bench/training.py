@@ -30,7 +30,7 @@ from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_e
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.head.training import Batch, optimiser, tensor_cores, train_step
 from stages.batches import READERS, load_batches
-from stages.train import build_head, objective_of
+from stages.train import beta_of, build_head
 
 CONTEXT = "context"
 TAU = 0.7
@@ -104,10 +104,10 @@ def trainer(setting: Setting) -> Callable[[Batch], dict[str, float]]:
     head = build_head(params, setting.cache).to(setting.device).train()
     adam = optimiser(head, params.train.lr)
     noise = torch.Generator(setting.device).manual_seed(0)
-    objective = objective_of(params, head)
+    beta = beta_of(params)
 
     def step(batch: Batch) -> dict[str, float]:
-        return train_step(head, adam, batch, objective, tau=TAU, generator=noise)
+        return train_step(head, adam, batch, beta=beta, tau=TAU, generator=noise)
 
     return step
 
@@ -171,7 +171,7 @@ class Online:
     def _in_context(self, levels: list[Tensor]) -> Tensor:
         """The level `context` ``(images, patches, C)`` of levels of that shape, as the cache's."""
         images = zip(*(level.cpu().numpy() for level in levels), strict=True)
-        made = [context.apply(self.fit, image, *self._grid()) for image in images]
+        made = [context.apply(self.fit, image, *self._grid(), self.device) for image in images]
         return torch.from_numpy(np.stack(made)).to(self.device).float()
 
     def _grid(self) -> tuple[int, int]:

@@ -165,8 +165,14 @@ class Graphs(parts.Assembled):
             int(tile): _Place(*map(int, place)) for tile, *place in zip(ids, *columns, strict=True)
         }
 
-    def check(self, features: str, split: str) -> None:
-        """Raise InputError unless the graph is of the cache of this fingerprint and this split."""
+    def check(self, features: str, split: str, rounds: int) -> None:
+        """Raise InputError unless the graph is of this cache and split, with rounds enough.
+
+        Args:
+            features: fingerprint of the cache.
+            split: name of the training split.
+            rounds: that the epochs of training take in turn, where groups are stored.
+        """
         if self.manifest["features"] != features:
             raise InputError(
                 f"{self.path} was made from another feature cache ({self.manifest['features']}, "
@@ -176,6 +182,11 @@ class Graphs(parts.Assembled):
             raise InputError(
                 f"{self.path} must be of split {split}, found {self.manifest['split']}: run `dvc "
                 "repro graph` (or `eigenseg graph`) again."
+            )
+        if 0 < self.manifest["rounds"] < rounds:
+            raise InputError(
+                f"{self.path} must hold {rounds} rounds of groups for train.epochs, found "
+                f"{self.manifest['rounds']}: run `dvc repro graph` (or `eigenseg graph`) again."
             )
 
     def group(self, round_: int, group: int) -> GroupGraph:

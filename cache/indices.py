@@ -22,10 +22,7 @@ NAMES = ("index.faiss", "lists.faiss", "index.json")
 
 
 def write_index(
-    folder: Path,
-    empty: faiss.IndexIVF,
-    blocks: Iterable[tuple[int, np.ndarray]],
-    in_memory: int = IN_MEMORY,
+    folder: Path, empty: faiss.IndexIVF, blocks: Iterable[tuple[int, np.ndarray]]
 ) -> None:
     """Fill an index and write it, in pieces that are merged where it is larger than memory.
 
@@ -37,7 +34,7 @@ def write_index(
     index: Any = faiss.clone_index(empty)
     for first, rows in blocks:
         index.add_with_ids(rows, np.arange(first, first + len(rows)))
-        if index.ntotal * index.code_size > in_memory:
+        if index.ntotal * index.code_size > IN_MEMORY:
             pieces.append(_write_piece(folder, len(pieces), index))
             index = faiss.clone_index(empty)
     path, lists = folder / NAMES[0], folder / NAMES[1]

@@ -25,6 +25,7 @@ Level = int | str
 Scores = dict[str, list[Tensor]]
 """By predictor, and of the ``eigenfunctions``: float32 ``(K, rows, columns)`` of each tile."""
 
+CONTEXT = "context"  # the level that is worked out from others
 EIGENFUNCTIONS = 6  # logits that are kept as maps: the first ones
 
 
@@ -97,14 +98,21 @@ class Segmenter:
             found[name] = [merge_scores(maps, segment_of) for maps in found[name]]
         return found
 
+    @property
+    def clusters(self) -> dict[str, int]:
+        """The number of clusters, or of the segments that they are merged to, by predictor."""
+        own = {"ours": self.head.last.out_features}
+        own |= {name: len(model.centroids) for name, model in self.kmeans.items()}
+        return own | {name: int(ids.max()) + 1 for name, ids in self.segment_of.items()}
+
     @torch.inference_mode()
     def _score(
         self, tokens: Mapping[Level, np.ndarray], grid: tuple[int, int]
     ) -> dict[str, Tensor]:
         """Return the scores ``(patches, K)`` of one tile by predictor."""
-        if context.NAME in self.used and context.NAME not in tokens and self._context:
+        if CONTEXT in self.used and CONTEXT not in tokens and self._context:
             around = [tokens[level] for level in self._around]
-            tokens = {**tokens, context.NAME: context.apply(self._context, around, *grid)}
+            tokens = {**tokens, CONTEXT: context.apply(self._context, around, *grid, self._device)}
         joined = np.concatenate([tokens[level] for level in self.levels], axis=1)
         rows = torch.from_numpy(joined).to(self._device).float()
         features, logits = self.head(rows, [grid[0] * grid[1]])

@@ -13,9 +13,10 @@ import numpy as np
 from cache import feature_writer as store
 from cache.features import FORMAT, Features, read_fit
 from cache.store.artefact import fingerprint, publish, size, work_folder
+from pipeline.device import choose_device
 from pipeline.features import context
 from pipeline.features.tiles import sample_plan
-from stages import Stage
+from stages import NO_GPU, Stage, way_out
 from stages.jobs import run
 from stages.params import Params, load
 from stages.sample import gather
@@ -33,6 +34,7 @@ class Job(NamedTuple):
     features: str
     levels: tuple[int | str, ...]
     shard_slots: int
+    device: str
 
 
 def make_context(params: Params, features: str, out: str) -> None:
@@ -47,6 +49,8 @@ def make_context(params: Params, features: str, out: str) -> None:
     cache = Features.open(features)
     weights = params.vit.context if NAME in params.used_levels else {}
     manifest = describe(params, cache, weights)
+    with way_out(NO_GPU):
+        choose_device(params.compute.device)
     with work_folder(out, manifest["fingerprint"]) as work:
         folder, done = work / "context.zarr", work / "done"
         chunk, slots, shards = cache.layout()
@@ -56,7 +60,9 @@ def make_context(params: Params, features: str, out: str) -> None:
         todo = store.declare(folder, done, channels, dtype, cache.tiles, chunk, slots, shards)
         if weights and not store.fit_finished(folder):
             store.write_fit(folder, fit_context(params, cache, weights)._asdict())
-        job = Job(str(folder), str(done), features, tuple(weights), slots)
+        job = Job(
+            str(folder), str(done), features, tuple(weights), slots, params.compute.device
+        )  # fmt: skip
         jobs = [(job, shard) for shard in todo]
         run(fill_shard, jobs, params.compute, work, "tokens in context")
         store.finish(folder, done, shards, manifest)
@@ -110,7 +116,8 @@ def fill_shard(job: Job, shard: int) -> None:
         row = cache.tiles[tile]
         tokens = [cache.tokens(level, tile) for level in job.levels]
         start = int(row["start"]) - shard * job.shard_slots
-        rows = context.apply(fit, tokens, int(row["grid_h"]), int(row["grid_w"]))
+        grid = int(row["grid_h"]), int(row["grid_w"])
+        rows = context.apply(fit, tokens, *grid, choose_device(job.device))
         values[start : start + len(rows)] = rows
     store.write_shard(Path(job.folder), Path(job.done), shard, {NAME: values})
 

@@ -21,6 +21,7 @@ from stages.params import Params, load
 from stages.planned import plan_of
 from stages.progress import track
 from stages.score_table import print_scores
+from stages.sections import EvalParams
 
 PREDICTOR = "ours"  # whose clusters choose the images to label
 
@@ -61,9 +62,9 @@ def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -
             data = Split(name, params.fitted_on(name, split), split, classes.get(name, []))
             fitting = (data.train,) if "train" in params.eval.mapping else ()
             rows = select(images, truth, fitting, split, store, segments)
-            samples = samples_of(rows, truth, data, params, store)
+            samples = samples_of(rows, truth, data, params.eval, params.seed, store)
             tally = tally_images(rows, truth, data, samples, store)
-            found[name] = assess(tally, data, params, store.manifest["head"], store.main)
+            found[name] = assess(tally, data, params.eval, store.manifest["head"], store.main)
         made_from = results.made_from(
             store.manifest, images, classes, truth, train, sets, params.eval.model_dump()
         )
@@ -109,18 +110,19 @@ def samples_of(
     rows: Sequence[ImageRow],
     truth: dict[int, LabelRow],
     data: Split,
-    params: Params,
+    choices: EvalParams,
+    seed: int,
     store: Segments,
 ) -> Samples:
     """The splits, or the evaluation split and what is chosen of the training split, label-free."""
-    n = params.eval.labelled
+    n = choices.labelled
     splits = {
         name: {row.id for row in rows if row.split == name}
         for name in dict.fromkeys((data.train, data.evaluated))
     }
     stored = {row.id: store.by_content[row.sha256] for row in rows}
     ids = sorted(splits[data.train] & truth.keys())
-    if "train" not in params.eval.mapping:
+    if "train" not in choices.mapping:
         return {data.evaluated: splits[data.evaluated]}
     if n == "all" or data.train == data.evaluated or len(ids) <= n:
         return splits
@@ -131,7 +133,7 @@ def samples_of(
             for i in track(ids, "choosing")
         ]
     )
-    chosen = choose_images(areas, n, np.random.default_rng(params.seed))
+    chosen = choose_images(areas, n, np.random.default_rng(seed))
     by_name = {name: {ids[i] for i in places} for name, places in chosen.items()}
     return {data.evaluated: splits[data.evaluated], **by_name}
 
@@ -187,7 +189,9 @@ def _label(row: LabelRow | None) -> np.ndarray | None:
     return None if row is None else read_label(row.path, row.sha256, row.table)
 
 
-def assess(tally: Tally, data: Split, params: Params, head: str, main: str) -> results.Evaluation:
+def assess(
+    tally: Tally, data: Split, choices: EvalParams, head: str, main: str
+) -> results.Evaluation:
     """Score every predictor with every matching, fitted on either split or on a choice of images.
 
     Args:
@@ -202,7 +206,7 @@ def assess(tally: Tally, data: Split, params: Params, head: str, main: str) -> r
     }
     per_class: list[results.ClassScore] = []
     for variant, counts in tally.counts.items():
-        fitted, oracle = fit_all(counts), "oracle" in params.eval.mapping
+        fitted, oracle = fit_all(counts), "oracle" in choices.mapping
         origins = origins_of(fitted, data.train, data.evaluated, oracle=oracle)
         for origin, samples in origins.items():
             for name, matching in product(counts, MATCHINGS):
@@ -216,14 +220,14 @@ def assess(tally: Tally, data: Split, params: Params, head: str, main: str) -> r
                     )
                     for label, iou in zip(data.classes, ious, strict=True)
                 ]
-    kept = kept_mapping(tally.counts[main], data, params, head)
+    kept = kept_mapping(tally.counts[main], data, choices.labelled, head)
     return results.Evaluation(metrics, data.classes, tally.counts, kept, per_class)
 
 
 def kept_mapping(
     counts: Mapping[str, Mapping[str, np.ndarray]],
     data: Split,
-    params: Params,
+    labelled: int | str,
     head: str,
 ) -> results.ClassMapping:
     """The mapping that `predict` and pictures use: fitted on the training split if there is one."""
@@ -231,7 +235,7 @@ def kept_mapping(
     fitted_on = next((s for s in (train, "different", data.evaluated) if s in fitted), None)
     mappings = fitted[fitted_on] if fitted_on else {}
     if fitted_on == "different":
-        fitted_on = f"{train}, the {params.eval.labelled} most different images"
+        fitted_on = f"{train}, the {labelled} most different images"
     return results.ClassMapping(head, fitted_on, list(data.classes), mappings)
 
 

@@ -36,6 +36,7 @@ from pipeline.graph.partition import (
     fewest_patches,
     follow,
     group_count,
+    round_count,
     share_inside,
     strongest,
 )
@@ -137,11 +138,18 @@ def groups_of_round(params: Params, cache: Features) -> int:
     return group_count(views, params.graph.group_patches)
 
 
+def rounds_of(params: Params, cache: Features) -> int:
+    """Count the rounds of stored groups, which the epochs of training take in turn."""
+    return (
+        0 if params.graph.scope == "batch" else round_count(params.train.epochs, len(cache.views))
+    )
+
+
 def random_groups(params: Params, cache: Features) -> Groups:
     """Groups of tiles drawn at random."""
     generator = np.random.default_rng(params.graph.seed)
     count, groups = groups_of_round(params, cache), {}
-    for number in range(params.graph.rounds):
+    for number in range(rounds_of(params, cache)):
         tiles = generator.permutation(tiles_of_round(params, cache, number))
         for group, together in enumerate(cut(tiles, cache.sizes(tiles), count)):
             groups[number, group] = together
@@ -151,6 +159,7 @@ def random_groups(params: Params, cache: Features) -> Groups:
 def describe(params: Params, cache: Features) -> dict:
     """What the graphs are made from."""
     choices = params.graph.model_dump(exclude={"alpha"})
+    choices["rounds"] = rounds_of(params, cache)
     split = params.train_split
     return {
         "format": FORMAT,
@@ -239,7 +248,7 @@ def following_groups(
     """For each round groups of tiles, given by their positions, that follow the counted edges."""
     generator = np.random.default_rng(params.graph.seed)
     count, rounds = groups_of_round(params, cache), []
-    for number in range(params.graph.rounds):
+    for number in range(rounds_of(params, cache)):
         places = np.flatnonzero(np.isin(numbering.tiles, tiles_of_round(params, cache, number)))
         sizes = numbering.sizes[places].tolist()
         groups = follow(counts[places][:, places], sizes, count, generator)

@@ -83,11 +83,11 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _every_view_used(self) -> Params:
-        if self.graph.scope != "batch" and self.extract.train.views > self.graph.rounds:
+        if self.extract.train.views > self.train.epochs:
             raise ValueError(
-                f"graph.rounds ({self.graph.rounds}) must be at least extract.train.views "
-                f"({self.extract.train.views}), for a round takes one view of each image: raise "
-                "graph.rounds, or set graph.scope to batch"
+                f"extract.train.views ({self.extract.train.views}) must not exceed train.epochs "
+                f"({self.train.epochs}), for an epoch takes one view of each image: lower views or "
+                "raise epochs"
             )
         return self
 

@@ -165,7 +165,6 @@ class GraphParams(Section):
     level: Level
     scope: Literal["group", "dataset", "batch"]
     group_patches: Count
-    rounds: Count
     k: Count | Share
     recall: Annotated[float, Field(gt=0, le=1)]
     other_images: bool
@@ -206,8 +205,6 @@ class DiscriminantParams(Section):
 
 
 class TrainParams(Section):
-    objective: Literal["neuralef", "pmi"]
-    power: Annotated[float, Field(gt=0, le=1)]
     start: Literal["discriminant", "kmeans", "random"]
     start_scale: Positive
     discriminant: DiscriminantParams

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ import click
 
 from cache import heads
 from cache.features import Features
-from cache.images import read_image
+from cache.images import read_row
 from cache.index import ImageRow, images_mark, read_index
-from cache.segments import CRF, FORMAT, PREDICTORS, ImageMaps, write_maps
+from cache.segments import CRF, FORMAT, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
 from cache.store.errors import InputError
@@ -24,23 +24,21 @@ from pipeline.segmenter import Scores, Segmenter, runner_up
 from stages import NO_GPU, Stage, way_out
 from stages.jobs import run_parts
 from stages.params import Params, load
+from stages.sections import SegmentParams
 
 PART_IMAGES = 8  # images of one part: what a kill loses at most
 
 
 class Job(NamedTuple):
-    """All that a worker needs to fill any part; small enough to send around."""
+    """Everything that a worker needs to fill any part; small enough to send around."""
 
     work: str
     features: str
     context: str
     head: str
-    mark: str
-    temperature: float | None
-    crf: str  # one of `CRFS`
-    merge_to: int | None
+    fingerprint: str
+    choices: SegmentParams
     device: str
-    clusters: tuple[int, ...]
 
 
 def segment(params: Params, features: str, context: str, head: str, index: str, out: str) -> None:
@@ -50,23 +48,19 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
         features, context, head, index: paths of what these stages wrote.
         out: path of the label maps to write. Interrupted, the same call goes on where it was.
     """
-    check_crf(params.segment.crf, params.segment.temperature)
+    chosen, device = params.segment, params.compute.device
+    check_crf(chosen.crf, chosen.temperature)
     with way_out(NO_GPU):
-        choose_device(params.compute.device)
+        choose_device(device)
     cache = Features.open(features).beside(context)
-    _, centres, head_manifest = heads.load_head(head)
-    check_head(head, head_manifest, cache)
+    trained = heads.load_head(head)[2]
+    check_head(head, trained, cache)
     rows = images_of(read_index(index), index, cache)
-    check_merging(params.segment.merge_to, head_manifest["head"]["clusters"])
-    clusters = tuple(
-        params.segment.merge_to or len(centres[name]["centroids"]) for name in PREDICTORS
-    )
-    manifest = describe(params, cache, head_manifest, rows, clusters)
-    mark = manifest["fingerprint"]
-    with work_folder(out, mark) as work:
-        chosen = params.segment
-        choices = (chosen.temperature, chosen.crf, chosen.merge_to, params.compute.device)
-        job = Job(str(work), features, context, head, mark, *choices, clusters)
+    check_merging(chosen.merge_to, trained["head"]["clusters"])
+    clusters = open_segmenter(head, chosen, device).clusters
+    manifest = describe(chosen, cache, trained, rows, clusters)
+    with work_folder(out, manifest["fingerprint"]) as work:
+        job = Job(str(work), features, context, head, manifest["fingerprint"], chosen, device)
         images = {
             f"{i:08d}": (rows[i : i + PART_IMAGES],) for i in range(0, len(rows), PART_IMAGES)
         }
@@ -75,25 +69,38 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
     click.echo(f"{out}: {len(rows)} images, {size(out) / 1e6:.1f} MB")
 
 
+def open_segmenter(head: str, choices: SegmentParams, device: str) -> Segmenter:
+    """Open a trained head with the choices of section `segment`."""
+    state, fitted, manifest = heads.load_head(head)
+    return Segmenter(
+        manifest,
+        state,
+        fitted,
+        choose_device(device),
+        temperature=choices.temperature,
+        refiner=CRFS[choices.crf],
+        merge_to=choices.merge_to,
+    )
+
+
 def fill_part(job: Job, name: str, images: Sequence[ImageRow]) -> None:
     """Compute and write the maps of some images."""
-    clusters = dict(zip(PREDICTORS, job.clusters, strict=True))
-    write_maps(job.work, name, (maps_of(job, image) for image in images), clusters)
+    maps = (maps_of(job, image) for image in images)
+    write_maps(job.work, name, maps, _opened(job)[1].clusters)
 
 
 def maps_of(job: Job, image: ImageRow) -> ImageMaps:
     """Compute the label maps of an image in every protocol, and its scores at the patch grid."""
     cache, segmenter = _opened(job)
-    photo = (
-        read_image(image.path, sha256=image.sha256, white=image.white) if CRFS[job.crf] else None
-    )
+    photo = read_row(image) if CRFS[job.choices.crf] else None
     labels, grids = {}, []
     for protocol in cache.manifest["protocols"]:
         found, scores = score_cached(cache, segmenter, image, protocol)
         grids.append([at_grid(found, scores[name]) for name in ("eigenfunctions", "ours")])
         for ending, pixels in (("", None), (CRF, photo))[: 1 if photo is None else 2]:
             labels[f"{protocol}{ending}"] = {
-                name: segmenter.label_map(scores, name, found, pixels) for name in PREDICTORS
+                name: segmenter.label_map(scores, name, found, pixels)
+                for name in segmenter.clusters
             }
     functions, ours = grids[0]
     return ImageMaps(image.id, labels, functions.cpu().numpy(), *runner_up(ours))
@@ -113,16 +120,7 @@ def score_cached(
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> tuple[Features, Segmenter]:
     """The cache and the models; opened once in each process."""
-    state, fitted, manifest = heads.load_head(job.head)
-    segmenter = Segmenter(
-        manifest,
-        state,
-        fitted,
-        choose_device(job.device),
-        temperature=job.temperature,
-        refiner=CRFS[job.crf],
-        merge_to=job.merge_to,
-    )
+    segmenter = open_segmenter(job.head, job.choices, job.device)
     return Features.open(job.features).beside(job.context), segmenter
 
 
@@ -160,28 +158,32 @@ def images_of(rows: Sequence[ImageRow], index: str, cache: Features) -> list[Ima
 
 
 def describe(
-    params: Params,
+    choices: SegmentParams,
     cache: Features,
     head: dict,
     rows: Sequence[ImageRow],
-    clusters: tuple[int, ...],
+    clusters: Mapping[str, int],
 ) -> dict:
-    """What the maps are made from; the fingerprint covers the trained values, by their digests."""
+    """Describe what the maps are made from; the fingerprint covers the trained values."""
     made_from = {
         "features": cache.fingerprint,
         "head": head["fingerprint"],
         "model": head["backbone"]["model"],
         "seed": head["seed"],
         "curve": head["curve"],
-        **params.segment.model_dump(exclude={"names"}),
-        "clusters": dict(zip(PREDICTORS, clusters, strict=True)),
+        **choices.model_dump(exclude={"names"}),
+        "clusters": dict(clusters),
         "protocols": cache.manifest["protocols"],
-        "variants": variants(cache.manifest["protocols"], params.segment.crf),
+        "variants": variants(cache.manifest["protocols"], choices.crf),
         "images": {row.id: row.sha256 for row in rows},
     }
     sizes = [(row.height, row.width) for row in rows]
-    mark = fingerprint("segments", FORMAT, made_from, head["sha256"], sizes)
-    return {"format": FORMAT, **made_from, "fingerprint": mark}
+    trained = head["sha256"]
+    return {
+        "format": FORMAT,
+        **made_from,
+        "fingerprint": fingerprint("segments", FORMAT, made_from, trained, sizes),
+    }
 
 
 def variants(protocols: Iterable[str], crf: str) -> list[str]:

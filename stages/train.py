@@ -21,10 +21,11 @@ from cache.store.errors import InputError
 from pipeline.device import choose_device, return_large_arrays
 from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
+from pipeline.graph.partition import round_count
 from pipeline.head import discriminant, kmeans
 from pipeline.head.discriminant import Discriminant
 from pipeline.head.head import Head, initialise, start_at
-from pipeline.head.objective import NeuralEF, Objective, PointwiseInformation, default_beta
+from pipeline.head.objective import default_beta
 from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
 from stages import NO_GPU, Stage, way_out
 from stages.batches import load_batches
@@ -50,7 +51,8 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
     return_large_arrays()
     cache = Features.open(features).beside(context)
     with Graphs(graph) as graphs:
-        graphs.check(cache.fingerprint, params.train_split)
+        rounds = round_count(params.train.epochs, len(cache.views))
+        graphs.check(cache.fingerprint, params.train_split, rounds)
         tiles = cache.training_tiles(params.train_split)
         check_clusters(params, cache, tiles)
         manifest = describe(params, cache, graphs)
@@ -88,10 +90,9 @@ def fit_head(
     if stored is None and params.train.start != "random":
         metric, centres = start_of(params, cache)
         start_at(head, centres, params.train.start_scale, metric)
-    objective = objective_of(params, head)
-    finished, rows = resume(stored, head, adam, objective)
+    finished, rows = resume(stored, head, adam)
     groups, epochs = graphs.manifest["groups"], params.train.epochs
-    schedule = schedule_of(params, groups)
+    beta, schedule = beta_of(params), schedule_of(params, groups)
     waited, began = [0.0], time.perf_counter()
     batches = load_batches(params, cache, graphs, finished, device, waited)
     diverged = way_out("lower `train.lr`, or extract the features again")
@@ -101,11 +102,10 @@ def fit_head(
         for epoch in range(finished, epochs):
             noise = torch.Generator(device).manual_seed(noise_seed(params.seed, epoch))
             chunk = islice(batches, groups)
-            for row in train_epoch(head, adam, chunk, objective, schedule, epoch * groups, noise):
+            for row in train_epoch(head, adam, chunk, beta, schedule, epoch * groups, noise):
                 rows.append({"step": len(rows), **row})
                 progress.update(task, advance=1, description=f"training, loss {row['loss']:.4f}")
-            state = heads.flatten_module(torch.nn.ModuleList([head, objective]))
-            state |= heads.flatten_optimiser(adam)
+            state = heads.flatten_module(head) | heads.flatten_optimiser(adam)
             heads.save_checkpoint(checkpoint, state, {"epoch": epoch + 1, "rows": rows})
     return head.eval(), rows, waited[0] / (time.perf_counter() - began)
 
@@ -127,12 +127,10 @@ def shape_of(params: Params, cache: Features) -> dict[str, Any]:
     return {**shape, "clusters": params.clusters}
 
 
-def objective_of(params: Params, head: Head) -> Objective:
-    """What training minimises, for a head at its start."""
-    train = params.train
-    if train.objective == "pmi":
-        return PointwiseInformation(head, params.clusters, train.power)
-    return NeuralEF(default_beta(params.clusters) if train.beta is None else train.beta)
+def beta_of(params: Params) -> float:
+    """The weight of the objective's penalty."""
+    beta = params.train.beta
+    return default_beta(params.clusters) if beta is None else beta
 
 
 def schedule_of(params: Params, groups: int) -> Schedule:
@@ -273,13 +271,12 @@ def resume(
     stored: tuple[dict[str, torch.Tensor], dict] | None,
     head: Head,
     adam: torch.optim.Optimizer,
-    objective: Objective,
 ) -> tuple[int, list[dict]]:
     """Restore a checkpoint if there is one; the next epoch and the curve so far."""
     if stored is None:
         return 0, []
     state, facts = stored
-    heads.restore_module(torch.nn.ModuleList([head, objective]), state)
+    heads.restore_module(head, state)
     heads.restore_optimiser(adam, state)
     click.echo(f"resumed: {facts['epoch']} epochs were finished")
     return facts["epoch"], facts["rows"]

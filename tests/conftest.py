@@ -98,7 +98,6 @@ class Project:
         self.set("clusters", 6)
         self.set("extract.train.short_side", 96)
         self.set("graph.group_patches", 3 * 48)
-        self.set("graph.rounds", 2)
         self.set("graph.k", 0.1)
         self.set("context.components", 16)
         self.set("head.mlp_hidden", 64)

@@ -61,7 +61,7 @@ def test_its_clusters_follow_classes_better_than_colours_do(demo: Backbone) -> N
     ):
         points = values.reshape(-1, values.shape[-1]).astype(np.float32)
         spherical = name == "features"
-        model = kmeans.fit(points, 32, iterations=20, spherical=spherical, whiten=None, seed=0)
+        model = kmeans.fit(points, 32, spherical=spherical, whiten=None, seed=0)
         ids = kmeans.scores(model, points).argmax(axis=1)
         table = count(ids, labels.ravel(), 32, len(CLASSES))
         miou[name] = scores(confusion(table, majority_iou(table))).miou

@@ -11,7 +11,7 @@ import torch
 
 from cache.features import Features
 from cache.graphs import Graphs
-from pipeline.head.objective import neural_eigenfunction_loss, normalise_columns
+from pipeline.head.objective import SCALE, neural_eigenfunction_loss, normalise_columns
 from stages import batches, params
 from stages.train import build_head
 from tests.conftest import Project, kill_when, tree_bytes
@@ -48,7 +48,7 @@ def test_the_loss_is_that_of_a_stored_graph(drawn: Project) -> None:
     losses = []
     for batch in (stored, made):
         logits = head(batch.tokens.float(), batch.sizes)[1]
-        psi = normalise_columns(torch.softmax(logits / 0.3, dim=1), scale=1.0)
+        psi = normalise_columns(torch.softmax(logits / 0.3, dim=1)) / SCALE**0.5
         losses.append(neural_eigenfunction_loss(psi, batch.kappa, 0.08)[0].item())
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and abs(losses[0]) > 0.1
 

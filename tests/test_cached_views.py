@@ -90,8 +90,9 @@ def test_an_epoch_takes_one_view_of_each_image(viewed: Project) -> None:
 def test_a_round_of_stored_groups_takes_one_view(viewed: Project, scope: str) -> None:
     viewed.set("graph.scope", scope)
     viewed.set("graph.k", 4)
-    viewed.fails("graph", "graph.rounds (2) must be at least extract.train.views (3)")
-    viewed.set("graph.rounds", 3)
+    viewed.set("train.epochs", 2)
+    viewed.fails("graph", "extract.train.views (3) must not exceed train.epochs (2)")
+    viewed.set("train.epochs", 4)
     viewed.ok("extract", "context", "graph", "train")
     cache = Features.open(CACHE)
     with Graphs("data/graph.h5") as graphs:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cache import heads
 from cache.features import Features, read_fit
@@ -51,25 +52,29 @@ def plain_average(
     return averaged
 
 
+def averaged(rows: np.ndarray, *choices: float) -> np.ndarray:
+    return average(torch.from_numpy(rows), *choices).numpy()
+
+
 @pytest.mark.parametrize(("temperature", "reach"), [(0.2, 2.0), (1.0, 0.7), (0.05, 10.0)])
 def test_the_average_is_the_double_loop(temperature: float, reach: float) -> None:
     rows = unit_rows(tokens(12))
-    found = average(rows, 3, 4, temperature, reach)
+    found = averaged(rows, 3, 4, temperature, reach)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, plain_average(rows, 3, 4, temperature, reach), atol=1e-5)
-    assert np.abs(found - average(rows, 4, 3, temperature, reach)).max() > 1e-4
+    assert np.abs(found - averaged(rows, 4, 3, temperature, reach)).max() > 1e-4
 
 
 def test_the_limits_of_the_average() -> None:
     rows = unit_rows(tokens(20))
     # Only itself is near, or like itself.
-    np.testing.assert_allclose(average(rows, 4, 5, 1.0, 0.1), rows, atol=1e-5)
-    np.testing.assert_allclose(average(rows, 4, 5, 1e-3, 1e3), rows, atol=1e-5)
+    np.testing.assert_allclose(averaged(rows, 4, 5, 1.0, 0.1), rows, atol=1e-5)
+    np.testing.assert_allclose(averaged(rows, 4, 5, 1e-3, 1e3), rows, atol=1e-5)
     # Neither place nor likeness counts: weights are equal, and sum to one.
     everything = np.broadcast_to(rows.mean(axis=0), rows.shape)
-    np.testing.assert_allclose(average(rows, 4, 5, 1e4, 1e4), everything, atol=1e-3)
+    np.testing.assert_allclose(averaged(rows, 4, 5, 1e4, 1e4), everything, atol=1e-3)
     constant = np.repeat(rows[:1], 20, axis=0)
-    np.testing.assert_allclose(average(constant, 4, 5, 0.2, 2.0), constant, atol=1e-6)
+    np.testing.assert_allclose(averaged(constant, 4, 5, 0.2, 2.0), constant, atol=1e-6)
 
 
 @pytest.mark.parametrize("queries", [1, 7, 20, 1000])
@@ -79,7 +84,7 @@ def test_how_many_patches_look_around_at_a_time_changes_nothing(
     rows = unit_rows(tokens(20))
     monkeypatch.setattr(context, "QUERIES", queries)
     np.testing.assert_allclose(
-        average(rows, 4, 5, 0.2, 2.0), plain_average(rows, 4, 5, 0.2, 2.0), atol=1e-5
+        averaged(rows, 4, 5, 0.2, 2.0), plain_average(rows, 4, 5, 0.2, 2.0), atol=1e-5
     )
 
 

@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 DOCUMENTS.append(REPOSITORY / "demo/backbone/README.md")
 PRESENT = [path for path in DOCUMENTS if path.name != "LOG.md"]  # the log names what is gone
-FOLDERS = ("pipeline", "cache", "stages", "demo", "presets", "bench", "tests", "docs")
+FOLDERS = ("eigenseg", "pipeline", "cache", "stages", "demo", "presets", "bench", "tests", "docs")
 
 
 def anchors(path: Path) -> set[str]:

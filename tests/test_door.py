@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -136,3 +137,22 @@ def test_cached_tokens_of_an_image(finished: Path) -> None:
     np.testing.assert_array_equal(found.reshape(48, -1), features.tokens("last", tile))
     with pytest.raises(eigenseg.InputError, match=r"no image 99, only 0 to 7"):
         features.image("last", 99)
+
+
+def test_the_examples_of_the_page_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("data/head", "data/features.zarr", "data/context.zarr"):
+        shutil.copytree(finished / name, tmp_path / name)
+    (tmp_path / "results").mkdir()
+    shutil.copy(finished / "results/mapping.json", tmp_path / "results/mapping.json")
+    shutil.copy(finished / "photos/images/val/000.jpg", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    page = (REPOSITORY / "docs/python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) >= 3
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["result"].names == ["sky", "meadow", "road", "box"]
+    assert names["features"].image("last", 0).ndim == 3

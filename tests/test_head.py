@@ -198,7 +198,7 @@ def unit_tokens(channels: int, centred: bool) -> np.ndarray:
 @pytest.mark.parametrize("scale", [20.0, 5.0])
 def test_a_head_starts_as_spherical_kmeans(scale: float) -> None:
     rows = unit_tokens(24, centred=True)
-    found = centres(rows, 6, iterations=10, spherical=True, seed=0, gpu=False)
+    found = centres(rows, 6, spherical=True, seed=0, gpu=False)
     head = free_head()
     before = head(torch.from_numpy(rows), [100, 60])[1]
     start_at(head, found, scale)
@@ -216,7 +216,7 @@ def test_a_head_starts_as_spherical_kmeans(scale: float) -> None:
 
 def test_the_mean_of_a_token_over_many_channels_is_next_to_nothing() -> None:
     rows = unit_tokens(512, centred=False)
-    found = centres(rows, 6, iterations=10, spherical=True, seed=0, gpu=False)
+    found = centres(rows, 6, spherical=True, seed=0, gpu=False)
     head = free_head(channels=512)
     start_at(head, found, 20.0)
     logits = head(torch.from_numpy(rows), [160])[1].detach().numpy()

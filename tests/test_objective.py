@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import subspace_angles
-from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
@@ -22,12 +21,11 @@ from pipeline.graph.kernel import (
 from pipeline.graph.knn import nearest
 from pipeline.head.head import Head, initialise
 from pipeline.head.objective import (
+    SCALE,
     default_beta,
-    draw_neighbours,
     gumbel_softmax,
     neural_eigenfunction_loss,
     normalise_columns,
-    pointwise_information_loss,
 )
 from pipeline.head.training import Schedule
 
@@ -88,15 +86,13 @@ def test_normalise_columns_and_its_gradient() -> None:
     psi[:, 2] *= 0.5 / psi[:, 2].norm()  # below the floor: only scaled
     psi[:, 3] = 0
     before = psi.clone()
-    result = normalise_columns(psi, 0.01)
+    result = normalise_columns(psi)
     expected = torch.tensor([0.1, 0.1, 0.05, 0.0], dtype=torch.float64)
     torch.testing.assert_close(result.norm(dim=0), expected)
     torch.testing.assert_close(result[:, 2], 0.1 * psi[:, 2])
     assert torch.equal(psi, before)
     weights = torch.randn(30, 4, generator=generator(1), dtype=torch.float64)
-    torch.autograd.gradcheck(
-        lambda x: (normalise_columns(x, 0.01) * weights).sum(), psi.requires_grad_()
-    )
+    torch.autograd.gradcheck(lambda x: (normalise_columns(x) * weights).sum(), psi.requires_grad_())
 
 
 def test_gumbel_softmax_samples_the_categorical_distribution() -> None:
@@ -138,32 +134,6 @@ def test_default_beta_is_the_papers() -> None:
     assert default_beta(512) == pytest.approx(0.04)
 
 
-def test_the_information_of_pairs_is_that_of_its_formula() -> None:
-    draw = generator()
-    student, teacher = (torch.randn(5, 3, generator=draw).log_softmax(1) for _ in range(2))
-    marginal = torch.tensor([0.5, 0.3, 0.2])
-    expected = 0.0
-    for s, t in zip(student.exp().tolist(), teacher.exp().tolist(), strict=True):
-        inner = sum((a * b) ** 0.6 / m for a, b, m in zip(s, t, marginal.tolist(), strict=True))
-        expected -= math.log(inner) / 5
-    found = pointwise_information_loss(student, teacher, marginal, 0.6)
-    assert found.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_neighbours_are_drawn_by_the_weights_of_their_edges() -> None:
-    weights = np.array([[0, 3, 0, 1], [3, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]], np.float32)
-    alone = np.pad(weights, (0, 1))  # the last patch has no edge
-    kappa = to_torch(csr_array(alone), "cpu")
-    draw = generator()
-    drawn = np.zeros((5, 5))
-    for _ in range(4000):
-        np.add.at(drawn, (np.arange(5), draw_neighbours(kappa, draw).numpy()), 1 / 4000)
-    expected = weights / weights.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(drawn[:4, :4], expected, atol=0.03)
-    assert not drawn[:4][alone[:4] == 0].any()
-    assert drawn[4].tolist() == [0, 0, 0, 0, pytest.approx(1)]
-
-
 FUNCTIONS = 5
 
 
@@ -187,7 +157,8 @@ def maximise(function, parameters, kappa: Tensor, lr: float, beta: float, steps:
     adam = torch.optim.Adam(parameters, lr=lr)
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-        loss, _, _ = neural_eigenfunction_loss(normalise_columns(function(), 1.0), kappa, beta)
+        unit = normalise_columns(function()) / SCALE**0.5
+        loss, _, _ = neural_eigenfunction_loss(unit, kappa, beta)
         adam.zero_grad()
         loss.backward()
         adam.step()

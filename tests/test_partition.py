@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from pipeline.graph.partition import Numbering, cut, fewest_patches, follow, group_count
+from pipeline.graph.partition import (
+    Numbering,
+    cut,
+    fewest_patches,
+    follow,
+    group_count,
+    round_count,
+)
 
 SIZES = [
     [100] * 17,
@@ -12,6 +19,11 @@ SIZES = [
     [5, 1, 1, 1, 9, 2, 2, 30, 4, 4, 1],
     np.random.default_rng(1).integers(1, 500, 300).tolist(),
 ]
+
+
+def test_every_epoch_has_a_round_up_to_two_and_every_view_has_one() -> None:
+    assert [round_count(epochs, 1) for epochs in (1, 2, 3, 40)] == [1, 2, 2, 2]
+    assert [round_count(epochs, 4) for epochs in (1, 3, 4, 40)] == [1, 3, 4, 4]
 
 
 @pytest.mark.parametrize("sizes", SIZES)

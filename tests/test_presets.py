@@ -49,7 +49,6 @@ ALREADY = {
     "head.width": None,
     "head.head_dim": 64,
     "head.level_norm": False,
-    "train.objective": "neuralef",
     "train.lr_end": 1e-5,
     "train.beta": None,
     "train.tau_start": 1.0,
@@ -202,7 +201,7 @@ def test_an_exact_preset_runs(project: Project, name: str) -> None:
     for section in ("extract", "graph", "head", "train", "kmeans", "segment"):
         project.set(section, exact[section])
     small = {"extract.train.short_side": 96, "extract.train.crop": 64, "graph.group_patches": 48}
-    small |= {"graph.k": 20, "head.head_dim": 16, "train.epochs": 2}
+    small |= {"graph.k": 20, "head.head_dim": 16, "train.epochs": 4}
     for key, value in small.items():
         project.set(key, value)
     project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval")

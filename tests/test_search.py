@@ -46,10 +46,10 @@ def brute_force(rows: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-cosines, axis=1)[:, :k]
 
 
-def filled(rows: np.ndarray, cells: int, folder: Path, in_memory: int = 1 << 30):
+def filled(rows: np.ndarray, cells: int, folder: Path):
     """An index of these rows, written in blocks of 700 and opened again."""
     blocks = ((i, rows[i : i + 700]) for i in range(0, len(rows), 700))
-    indices.write_index(folder, empty_index(rows, cells, 0), blocks, in_memory)
+    indices.write_index(folder, empty_index(rows, cells, 0), blocks)
     return indices.open_index(folder)
 
 
@@ -108,12 +108,15 @@ def test_too_few_candidates_leave_no_neighbour(tmp_path: Path) -> None:
     assert (np.sort(ids[:28], axis=1) == [-1, -1, -1, 28, 29]).all()
 
 
-def test_an_index_larger_than_memory_is_the_same(tmp_path: Path) -> None:
+def test_an_index_larger_than_memory_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = clustered()
     own, found = ranges(len(rows), 1), []
     for name, in_memory in (("whole", 1 << 30), ("pieces", 1000 * 32)):
         (tmp_path / name).mkdir()
-        index = filled(rows, 30, tmp_path / name, in_memory)
+        monkeypatch.setattr(indices, "IN_MEMORY", in_memory)
+        index = filled(rows, 30, tmp_path / name)
         found.append(search(index, rows, own, K, probes=4))
     assert (tmp_path / "pieces/lists.faiss").exists()
     assert not list((tmp_path / "pieces").glob("piece-*"))
@@ -173,11 +176,10 @@ def test_a_batch_has_the_edges_that_stay_inside(whole: Project) -> None:
 
 
 def test_groups_follow_the_edges(whole: Project) -> None:
-    whole.set("graph.rounds", 3)
     whole.ok("graph")
     tiles = Features.open("data/features.zarr").tiles_of("train")
     with Graphs("data/graph.h5") as graphs:
-        for round_ in range(3):
+        for round_ in range(2):
             ids = [graphs.group(round_, g).tiles for g in range(graphs.manifest["groups"])]
             assert sorted(np.concatenate(ids)) == sorted(tiles)
         assert 0 < graphs.manifest["edges_seen"] <= 1

@@ -199,7 +199,7 @@ def test_scores_of_one_tile() -> None:
         "mlp_hidden": 16, "level_norm": False,
     }  # fmt: skip
     head, rng = Head(**shape).eval(), np.random.default_rng(0)
-    choices: dict[str, Any] = {"iterations": 5, "spherical": True, "whiten": None, "seed": 0}
+    choices: dict[str, Any] = {"spherical": True, "whiten": None, "seed": 0}
     points = [rng.normal(size=(60, width)).astype(np.float32) for width in (head.width, 8)]
     models = {"ours_kmeans": fit(points[0], 5, **choices), "kmeans": fit(points[1], 7, **choices)}
     manifest = {"head": {**shape, "levels": ["a", "b"]}, "kmeans": {"level": "b"}, "context": []}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import colorsys
 import hashlib
+from typing import Any
 
 import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
 
-from pipeline.features.views import (
-    BRIGHTNESS,
-    distort,
-    saturate,
-    turn_hue,
-    view_generator,
-)
+from pipeline.features import views
+from pipeline.features.views import CHANGES, distort, view_generator
 
 SHA = [hashlib.sha256(n.to_bytes(2)).hexdigest() for n in range(400)]
 
@@ -27,32 +24,66 @@ def test_what_is_drawn_follows_from_seed_image_and_view() -> None:
     assert view_generator(1, SHA[1], 1, True).random() == draws[-1]
 
 
-def test_hue_and_saturation_are_those_of_hsv() -> None:
-    pixels = np.random.default_rng(0).random((3, 50)).astype(np.float32)
-    pixels[:, 0], pixels[:, 1] = 0.0, 0.5  # black and grey have no hue
-    turned, stronger = turn_hue(pixels, 200.0), saturate(pixels, 1.4)
-    for n in range(50):
-        hue, saturation, value = colorsys.rgb_to_hsv(*pixels[:, n].tolist())
-        wanted = colorsys.hsv_to_rgb((hue + 200 / 360) % 1, saturation, value)
-        np.testing.assert_allclose(turned[:, n], wanted, atol=1e-5)
-        wanted = colorsys.hsv_to_rgb(hue, min(1.4 * saturation, 1), value)
-        np.testing.assert_allclose(stronger[:, n], wanted, atol=1e-5)
-    np.testing.assert_allclose(saturate(pixels, 0.0), np.tile(pixels.max(axis=0), (3, 1)))
+def by_pillow(pixels: np.ndarray, number: int, amount: float) -> np.ndarray:
+    """One change of colours as Pillow makes it, in steps of 1/255."""
+    image = Image.fromarray((pixels.transpose(1, 2, 0) * 255).round().astype(np.uint8))
+    if number < 3:
+        change = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[number]
+        image = change(image).enhance(1 + amount)
+    else:
+        hue, saturation, value = image.convert("HSV").split()
+        turned = (np.asarray(hue).astype(int) + round(amount * 255)) % 256
+        parts = (Image.fromarray(turned.astype(np.uint8)), saturation, value)
+        image = Image.merge("HSV", parts).convert("RGB")
+    return np.asarray(image).transpose(2, 0, 1) / 255
+
+
+@pytest.mark.parametrize(("number", "greatest"), [*enumerate((32 / 255, 0.5, 0.5, 0.1))])
+def test_each_change_of_colours_is_pillows(
+    number: int, greatest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).random((3, 20, 30)).astype(np.float32)
+    assert CHANGES[number][2] == pytest.approx(greatest)
+    kept = {n: (lambda image, _: image, 0.0, 0.0) for n in range(4) if n != number}
+    monkeypatch.setattr(views, "CHANGES", {**kept, number: CHANGES[number]})
+    amounts = set()
+    for sha256 in SHA[:20]:
+        found = distort(pixels, 2.0, view_generator(0, sha256, 0, True))
+        draws = view_generator(0, sha256, 0, True)
+        drawn, amount = (draws.random(4) < 0.5)[number], draws.uniform(-1, 1, 4)[number]
+        expected = by_pillow(pixels, number, 2 * greatest * amount if drawn else 0.0)
+        off = np.abs(found - expected)
+        assert np.median(off) < 0.01 and off.max() < (0.1 if number == 3 else 0.02)
+        amounts.add(amount if drawn else 0.0)
+    assert len(amounts) > 5
+
+
+def test_contrast_comes_first_or_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def note(number: int) -> Any:
+        return lambda image, _: (calls.append(number), image)[1], 1.0, 1.0
+
+    monkeypatch.setattr(views, "CHANGES", [note(number) for number in range(4)])
+    orders = set()
+    for sha256 in SHA:
+        calls.clear()
+        distort(np.zeros((3, 2, 2), np.float32), 1.0, view_generator(0, sha256, 0, True))
+        orders.add(tuple(calls))
+    whole = {order for order in orders if len(order) == 4}
+    assert whole == {(0, 1, 2, 3), (0, 2, 3, 1)}
+    assert {len(order) for order in orders} == {0, 1, 2, 3, 4}
 
 
 def test_distortion_keeps_to_its_bounds_and_its_argument() -> None:
-    pixels = np.full((3, 4, 4), 0.5, np.float32)
-    pixels[0] = 0.6
+    pixels = np.random.default_rng(0).random((3, 8, 8)).astype(np.float32)
     before = pixels.copy()
-    means = []
-    for sha256 in SHA:
-        found = distort(pixels, 1.0, view_generator(0, sha256, 0, True))
+    for sha256 in SHA[:50]:
+        found = distort(pixels, 2.0, view_generator(0, sha256, 0, True))
         assert found.dtype == np.float32 and found.shape == pixels.shape
         assert found.min() >= 0 and found.max() <= 1
-        means.append(found.max())
+        again = distort(pixels, 2.0, view_generator(0, sha256, 0, True))
+        np.testing.assert_array_equal(found, again)
         same = distort(pixels, 0.0, view_generator(0, sha256, 0, True))
         np.testing.assert_allclose(same, pixels, atol=1e-6)
     np.testing.assert_array_equal(pixels, before)
-    assert min(means) >= (0.6 - BRIGHTNESS) * 0.5 - 1e-6
-    assert min(means) < 0.35 and max(means) > 0.9
-    assert 0.1 < np.mean(np.isclose(means, 0.6)) < 0.4  # neither brightness nor contrast: a quarter

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from pipeline.features.whitening import unit_rows, whitening
 
-NAME = "context"  # of the level that is made of others
 QUERIES = 1024  # patches that look around at a time: memory follows this times a tile's patches
 
 
@@ -65,11 +65,18 @@ def fit(
     return Context(means, projections, np.array(weights, np.float32), temperature, reach)
 
 
-def apply(context: Context, tokens: Sequence[np.ndarray], grid_h: int, grid_w: int) -> np.ndarray:
+def apply(
+    context: Context,
+    tokens: Sequence[np.ndarray],
+    grid_h: int,
+    grid_w: int,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
     """Put the patches of one tile into context.
 
     Args:
         tokens: of each level, float16 or float32 ``(grid_h * grid_w, C)``, row after row.
+        device: that averages.
 
     Returns:
         float16 ``(grid_h * grid_w, L d)``, rows of length 1: the joined whitened levels, averaged
@@ -91,15 +98,14 @@ def apply(context: Context, tokens: Sequence[np.ndarray], grid_h: int, grid_w: i
             tokens, context.means, context.projections, context.weights, strict=True
         )
     ], axis=1)  # fmt: skip
-    rows = unit_rows(joined)
-    return unit_rows(average(rows, grid_h, grid_w, context.temperature, context.reach)).astype(
-        np.float16
-    )
+    rows = torch.from_numpy(unit_rows(joined)).to(device)
+    averaged = average(rows, grid_h, grid_w, context.temperature, context.reach)
+    return unit_rows(averaged.cpu().numpy()).astype(np.float16)
 
 
 def average(
-    rows: np.ndarray, grid_h: int, grid_w: int, temperature: float, reach: float
-) -> np.ndarray:
+    rows: torch.Tensor, grid_h: int, grid_w: int, temperature: float, reach: float
+) -> torch.Tensor:
     """Average every patch over the patches of its tile that are like it and near it.
 
     The weight of patch v for patch u is proportional to
@@ -113,15 +119,18 @@ def average(
     Returns:
         float32, of the same shape.
     """
-    values = torch.from_numpy(rows)
     at_a_time = max(1, QUERIES // grid_w)  # rows of the grid
-    y, x = (_penalties(side, reach) for side in (grid_h, grid_w))
+    y, x = (_penalties(side, reach).to(rows.device) for side in (grid_h, grid_w))
+    values = rows[None, None]  # one tile, one head: torch's fast kernel takes four dimensions
     averaged = []
-    for queries, near in zip(values.split(at_a_time * grid_w), y.split(at_a_time), strict=True):
-        places = (near[:, None, :, None] + x[None, :, None, :]).reshape(len(queries), -1)
-        logits = torch.addmm(places, queries, values.T, alpha=1 / temperature)
-        averaged.append(torch.softmax(logits, dim=1) @ values)
-    return torch.cat(averaged).numpy()
+    for queries, near in zip(values.split(at_a_time * grid_w, 2), y.split(at_a_time), strict=True):
+        places = (near[:, None, :, None] + x[None, :, None, :]).reshape(-1, len(rows))
+        averaged.append(
+            scaled_dot_product_attention(
+                queries, values, values, attn_mask=places[None, None], scale=1 / temperature
+            )
+        )
+    return torch.cat(averaged, 2)[0, 0]
 
 
 def _penalties(side: int, reach: float) -> torch.Tensor:

@@ -7,10 +7,15 @@ number of the view, so that whoever needs a view again makes the same one. No la
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as colours
 
-BRIGHTNESS = 32 / 255  # greatest shift of all colours; the other three scale or turn them
-CONTRAST = SATURATION = 0.5  # factors from 1 - this to 1 + this
-HUE = 36.0  # degrees; the program's 18 are steps of 2 degrees
+CHANGES = (  # of colours: function, argument that changes nothing, greatest change of it
+    (colours.adjust_brightness, 1.0, 32 / 255),
+    (colours.adjust_contrast, 1.0, 0.5),
+    (colours.adjust_saturation, 1.0, 0.5),
+    (colours.adjust_hue, 0.0, 0.1),  # of the circle: the program's 18 are steps of 2 degrees
+)
 
 
 def view_generator(seed: int, sha256: str, view: int, colours: bool) -> np.random.Generator:
@@ -25,9 +30,13 @@ def view_generator(seed: int, sha256: str, view: int, colours: bool) -> np.rando
 
 
 def distort(pixels: np.ndarray, strength: float, generator: np.random.Generator) -> np.ndarray:
-    """Distort colours as the program does: brightness, contrast, saturation and hue at random.
+    """Change brightness, contrast, saturation and hue at random, each in half of all calls.
 
-    Each is changed in half of all calls; contrast comes before the other two or after them.
+    Probabilities, order (contrast before saturation and hue, or after them) and ranges are those
+    of the program's photometric distortion, the changes torchvision's. The program adds to the
+    colours for brightness, multiplies them for contrast, and multiplies the saturation of HSV;
+    torchvision multiplies for brightness, and for contrast and saturation mixes with the mean grey
+    of the image and with the grey of each pixel.
 
     Args:
         pixels: float32 ``(3, height, width)`` in [0, 1].
@@ -36,47 +45,12 @@ def distort(pixels: np.ndarray, strength: float, generator: np.random.Generator)
     Returns:
         float32 of the same shape, in [0, 1].
     """
-    changed = generator.random(4) < 0.5
-    shift, contrast, saturation, turn = np.float32(strength) * np.float32(
-        generator.uniform(-1, 1, 4) * [BRIGHTNESS, CONTRAST, SATURATION, HUE]
-    ) * changed  # fmt: skip
-    contrast_first = generator.random() < 0.5
-    values = np.clip(pixels + shift, 0, 1)
-    if contrast_first:
-        values = np.clip(values * (1 + contrast), 0, 1)
-    values = turn_hue(saturate(values, 1 + saturation), turn)
-    if not contrast_first:
-        values = np.clip(values * (1 + contrast), 0, 1)
-    return values.astype(np.float32)
-
-
-def saturate(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Multiply the saturation of HSV, at most to 1; hue and value stay.
-
-    Args:
-        pixels: float32 ``(3, ...)`` in [0, 1].
-        factor: at least 0.
-    """
-    value, chroma = pixels.max(axis=0), np.ptp(pixels, axis=0)
-    # value / chroma is what brings the saturation to 1; a grey has none to multiply.
-    most = np.divide(value, chroma, out=np.ones_like(value), where=chroma > 0)
-    return value - (value - pixels) * np.minimum(factor, most)
-
-
-def turn_hue(pixels: np.ndarray, degrees: float) -> np.ndarray:
-    """Turn the hue of HSV; saturation and value stay.
-
-    Args:
-        pixels: float32 ``(3, ...)`` in [0, 1].
-    """
-    red, green, blue = pixels
-    value, chroma = pixels.max(axis=0), np.ptp(pixels, axis=0)
-    some = np.where(chroma > 0, chroma, 1)
-    sixths = np.select(
-        [value == red, value == green],
-        [(green - blue) / some, 2 + (blue - red) / some],
-        4 + (red - green) / some,
-    )
-    # Each channel falls from the value by the chroma, as far as its own hue is away from this one.
-    away = (np.stack([sixths + 5, sixths + 3, sixths + 1]) + degrees / 60) % 6
-    return value - chroma * np.clip(np.minimum(away, 4 - away), 0, 1)
+    drawn = generator.random(4) < 0.5
+    amounts = strength * generator.uniform(-1, 1, 4)
+    order = (0, 1, 2, 3) if generator.random() < 0.5 else (0, 2, 3, 1)
+    image = torch.from_numpy(pixels)
+    for number in order:
+        if drawn[number]:
+            adjust, neutral, greatest = CHANGES[number]
+            image = adjust(image, neutral + greatest * float(amounts[number]))
+    return image.numpy()

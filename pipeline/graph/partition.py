@@ -8,6 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
+ROUNDS = 2  # of stored groups that epochs take in turn
+
+
+def round_count(epochs: int, views: int) -> int:
+    """Count the rounds of groups to store: one for an epoch, as many as `ROUNDS` or the views."""
+    return min(epochs, max(ROUNDS, views))
+
 
 def group_count(sizes: Sequence[Sequence[int]], most: int) -> int:
     """How many groups tiles are cut into, the same for every view.

@@ -34,7 +34,6 @@ def fit(
     clusters: int,
     *,
     spherical: bool,
-    iterations: int = ITERATIONS,
     whiten: int | None,
     seed: int,
     gpu: bool = True,
@@ -44,7 +43,6 @@ def fit(
     Args:
         points: float32 ``(n, c)``.
         clusters: K.
-        iterations: of Lloyd's algorithm.
         spherical: L2-normalise the points first (and again after whitening), and the centres.
         whiten: project to this many principal components of unit variance; None leaves them.
         seed: of the first centres, which are drawn from the points.
@@ -64,7 +62,6 @@ def fit(
         prepare(model, points),
         clusters,
         spherical=spherical,
-        iterations=iterations,
         seed=seed,
         gpu=gpu,
     )
@@ -76,7 +73,6 @@ def centres(
     clusters: int,
     *,
     spherical: bool,
-    iterations: int = ITERATIONS,
     seed: int,
     gpu: bool = True,
 ) -> np.ndarray:
@@ -87,7 +83,7 @@ def centres(
     kmeans = faiss.Kmeans(
         points.shape[1],
         clusters,
-        niter=iterations,
+        niter=ITERATIONS,
         seed=seed,
         spherical=spherical,
         gpu=gpu and gpu_count() > 0,

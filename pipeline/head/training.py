@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from pipeline.head.head import Head
-from pipeline.head.objective import Objective
+from pipeline.head.objective import (
+    gumbel_softmax,
+    neural_eigenfunction_loss,
+    normalise_columns,
+)
 
 
 class Diverged(ArithmeticError):  # noqa: N818 - names what happened, as StopIteration does
@@ -58,7 +62,7 @@ def train_epoch(
     head: Head,
     adam: torch.optim.Optimizer,
     batches: Iterable[Batch],
-    objective: Objective,
+    beta: float,
     schedule: Schedule,
     first: int,
     generator: torch.Generator,
@@ -66,8 +70,9 @@ def train_epoch(
     """Take one step for each batch.
 
     Args:
+        beta: weight of the objective's penalty.
         first: number of the epoch's first step in the schedule.
-        generator: of all that the objective draws.
+        generator: source of the Gumbel noise.
 
     Yields:
         What `train_step` returns, and the step's ``tau`` and ``lr``.
@@ -76,7 +81,7 @@ def train_epoch(
         lr, tau = schedule.at(step)
         for group in adam.param_groups:
             group["lr"] = lr
-        values = train_step(head, adam, batch, objective, tau=tau, generator=generator)
+        values = train_step(head, adam, batch, beta=beta, tau=tau, generator=generator)
         yield {**values, "tau": tau, "lr": lr}
 
 
@@ -84,39 +89,40 @@ def train_step(
     head: Head,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
-    objective: Objective,
     *,
+    beta: float,
     tau: float,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """Take one step on the objective.
+    """Take one step on the objective (Eq. 5-7).
 
     Args:
+        beta: weight of the objective's penalty.
         tau: temperature of the Gumbel-softmax.
-        generator: of all that the objective draws.
+        generator: source of its noise.
 
     Returns:
-        Loss and the objective's other values of the step, and ``clusters``, the number of distinct
+        ``loss``, ``trace`` and ``penalty`` of the step, and ``clusters``, the number of distinct
         argmax clusters in the batch.
 
     Raises:
         Diverged: the loss is not finite; no parameter was changed.
     """
     _, logits = head(batch.tokens, batch.sizes)
-    found = objective(logits, batch.tokens, batch.sizes, batch.kappa, tau, generator)
+    psi = normalise_columns(gumbel_softmax(logits, tau, generator))
+    loss, trace, penalty = neural_eigenfunction_loss(psi, batch.kappa, beta)
     used = logits.new_zeros(logits.shape[1]).index_fill_(0, logits.argmax(dim=1), 1)
     optimiser.zero_grad()
-    found["loss"].backward()
+    loss.backward()
     # One transfer, after all is queued: a GPU's queue runs dry at every value that is read.
-    values = torch.stack([*(value.detach() for value in found.values()), used.sum()]).tolist()
+    values = torch.stack([loss.detach(), trace, penalty, used.sum()]).tolist()
     if not math.isfinite(values[0]):
         raise Diverged(
             f"the loss must stay finite, found {values[0]} at temperature {tau:.4g}: the learning "
             "rate is too high, or the cached features hold NaN or infinity"
         )
     optimiser.step()
-    objective.follow(head)
-    return dict(zip((*found, "clusters"), values, strict=True))
+    return dict(zip(("loss", "trace", "penalty", "clusters"), values, strict=True))
 
 
 @contextmanager

@@ -15,8 +15,8 @@ import torch
 from bench.project import make_project, random_backbone
 from bench.timing import Timing, machine, ratios, show, side_by_side
 from cache import feature_writer, features
-from cache.images import check_images
 from cache.index import ImageRow, write_index
+from cache.photos import check_images
 from pipeline.device import choose_device
 from pipeline.features.vit import Backbone, tokens
 from stages import extract
@@ -62,7 +62,7 @@ def main(
             *(f"extract.{key}={value}" for key, value in choices.items()),
         ]
         make_project(root, 0 if images else count, 0, 480, 640, settings)
-        rows = check_images(images or root / "photos", ("all" if images else "train",))
+        rows, _ = check_images(images or root / "photos", ("all" if images else "train",))
         run = _prepare(root, rows)
         seconds = side_by_side(_cases(run), repeats)
         photos = sum(len(batch.tiles) for batch in run.batches)

@@ -15,6 +15,7 @@ from torch import nn
 
 from cache.store.errors import InputError
 
+_TRIED = (64, 96)  # px: rows and columns of the image that a model is tried on
 FOLDER = "local-dir:"  # timm's prefix of a model in a folder
 CARRIED = "backbone"  # folder below a head, in which a small backbone travels
 MOST_BYTES = 64 << 20  # of weights that travel
@@ -56,7 +57,32 @@ def load_backbone(model: str, weights: str | None) -> nn.Module:
         raise InputError(
             f"{model} is no vision transformer: choose one of timm.list_models('vit*')."
         )
-    return created.eval().requires_grad_(False)
+    _check_grid(created.eval().requires_grad_(False), model)
+    return created
+
+
+@torch.inference_mode()
+def _check_grid(created: nn.Module, model: str) -> None:
+    """Raise InputError unless the model gives a token of every patch, at a size of no training."""
+    patch = facts(created)["patch"]
+    rows, columns = (-(-side // patch) for side in _TRIED)
+    pixels = torch.zeros(1, 3, rows * patch, columns * patch)
+    try:
+        (level,) = created.forward_intermediates(  # type: ignore[operator]
+            pixels, indices=[0], intermediates_only=True, output_fmt="NLC"
+        )
+        found, reason = tuple(level.shape[:-1]), ""
+    except Exception as error:  # each model has its own
+        found, reason = (), f" ({str(error).strip().splitlines()[0]})" if str(error) else ""
+    if found != (1, rows * columns):
+        text = f"{found[-1]} tokens" if found else f"none{reason}"
+        raise InputError(
+            f"{model} must give one token of each patch of {patch} px, {rows * columns} for "
+            f"{columns * patch} x {rows * patch} px, found {text}. Supported are ViTs that cut "
+            "images into square patches themselves (ViT, DeiT, DINO, DINOv2, DINOv3, CLIP, SigLIP, "
+            "EVA), not those behind a convolutional stem (`vit_*_r26`, `_r50`): choose another "
+            "`backbones.<name>.model`."
+        )
 
 
 def _check_name(model: str) -> None:

@@ -11,7 +11,10 @@ from cache.store.tables import read_table, write_table
 
 
 class ImageRow(NamedTuple):
-    """One image: its id is its row number; height and width are pixels after EXIF rotation."""
+    """One image: its id is its row number; height and width are pixels after EXIF rotation.
+
+    White is the value that becomes 255, None for a file of 8 bits a channel.
+    """
 
     id: int
     split: str
@@ -20,11 +23,12 @@ class ImageRow(NamedTuple):
     height: int
     width: int
     sha256: str
+    white: float | None = None
 
 
 def write_index(path: str | Path, rows: Sequence[ImageRow]) -> None:
     """Write the rows as CSV with a header and a digest, atomically."""
-    write_table(path, ImageRow._fields, rows, "")
+    write_table(path, ImageRow._fields, rows, "")  # None becomes an empty cell
 
 
 def read_index(path: str | Path) -> list[ImageRow]:
@@ -35,9 +39,12 @@ def read_index(path: str | Path) -> list[ImageRow]:
     """
     way_out = "run `eigenseg prepare` (or `dvc repro prepare`) first."
     table, _ = read_table(path, ImageRow._fields, way_out)
-    return [ImageRow(int(i), s, n, p, int(h), int(w), x) for i, s, n, p, h, w, x in table]
+    return [
+        ImageRow(int(i), split, name, file, int(h), int(w), digest, float(white) if white else None)
+        for i, split, name, file, h, w, digest, white in table
+    ]
 
 
 def images_mark(rows: Sequence[ImageRow]) -> str:
     """Fingerprint of the images in their order, by content: a new name changes nothing."""
-    return fingerprint([(row.split, row.height, row.width, row.sha256) for row in rows])
+    return fingerprint([(row.split, row.height, row.width, row.sha256, row.white) for row in rows])

@@ -1,34 +1,41 @@
 """Ground truth: the only module that opens label files. Prepare checks them, eval and report read.
 
-A label is an index PNG: 8-bit greyscale or palette, one value per pixel. The value is the class's
-index, 255 = ignore, or what a table of the layout says (`cache.layouts`).
+A label is an index PNG: greyscale of 8 bits or 1, or palette, one value per pixel. The value is the
+class's index, 255 = ignore, or what a table says: the layout's (`cache.layouts`), or the user's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from cache.doubts import doubts
+from cache.images import check_pixels
 from cache.index import ImageRow
 from cache.layouts import IGNORE, LAYOUTS, Layout, ValueTable, has_classes, value_table
+from cache.pairs import pair
 from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
 from cache.store.tables import read_table, write_table
+from cache.walk import some
 
 _HEADER = ("kind", "id", "value", "sha256", "table", "dataset")
-_SHOWN = 20  # names or values in one error
+_MAP = "values"  # the name of tables that the user gives, see `LabelRow`
 
 
 class LabelRow(NamedTuple):
     """One label: the id of its image, its file, that file's hash, and the table of its values.
 
-    The table is ``<name>:<classes>``, or "" where values are the indices of classes.
+    The table is ``<name>:<classes>``, ``values:<value>=<class>,...`` as the user says what values
+    mean, or "" where they are the indices of classes.
     """
 
     image: int
@@ -56,15 +63,30 @@ def read_label(path: str | Path, sha256: str | None = None, table: str = "") -> 
 
 
 def _values(table: str) -> ValueTable:
-    name, classes = table.split(":")
-    return value_table(name, int(classes))
+    name, rest = table.split(":", 1)
+    return mapped_values(rest) if name == _MAP else value_table(name, int(rest))
 
 
-def check_label(path: str | Path, height: int, width: int, n_classes: int, table: str = "") -> str:
+@cache
+def mapped_values(entries: str) -> ValueTable:
+    """The table of values that are classes but for those in ``<value>=<class>,...``."""
+    classes = np.arange(256, dtype=np.uint8)
+    for value, index in (entry.split("=") for entry in entries.split(",")):
+        classes[int(value)] = int(index)
+    return ValueTable(classes, np.ones(256, bool), [])
+
+
+class Checked(NamedTuple):
+    """A label file: the SHA-256 of its bytes, and the pixels of each class that is in it."""
+
+    sha256: str
+    pixels: dict[str, int]
+
+
+def check_label(
+    path: str | Path, height: int, width: int, n_classes: int, table: str = ""
+) -> Checked:
     """Check one label file against its image and the classes, or the table of its values.
-
-    Returns:
-        The SHA-256 of the file's bytes, in hex.
 
     Raises:
         InputError: see `read_label`; or the size is not the image's, or values lie outside the
@@ -78,20 +100,38 @@ def check_label(path: str | Path, height: int, width: int, n_classes: int, table
             f"rotation, found {label.shape[1]} x {label.shape[0]}. Export the label at the image's "
             "size, nearest neighbour."
         )
-    values = np.unique(label)
-    if table:
-        if wrong := values[~_values(table).known[values]].tolist():
-            raise InputError(
-                f"{path}: label values must be those of {table.replace(':', ' with ')} classes, "
-                f"found {_some(wrong)}. Restore the file, or correct `datasets.<name>.format`."
-            )
-    elif wrong := values[(values >= n_classes) & (values != IGNORE)].tolist():
+    values, counts = np.unique(label, return_counts=True)
+    classes = _values(table).classes[values] if table else values
+    if table and (wrong := values[~_values(table).known[values]].tolist()):
+        raise InputError(
+            f"{path}: label values must be those of {table.replace(':', ' with ')} classes, "
+            f"found {some(wrong)}. Restore the file, or correct `datasets.<name>.format`."
+        )
+    if wrong := values[(classes >= n_classes) & (classes != IGNORE)].tolist():
         raise InputError(
             f"{path}: label values must lie in 0..{n_classes - 1} ({n_classes} classes in "
-            f"classes.txt) or be {IGNORE} (ignore), found {_some(wrong)}. Map these values to "
-            f"classes or to {IGNORE}, or complete classes.txt."
+            f"classes.txt) or be {IGNORE} (ignore), found {some(wrong)}. "
+            f"{_meant(values.tolist(), n_classes)}"
         )
-    return hashlib.sha256(content).hexdigest()
+    pixels = np.bincount(classes, counts, minlength=256).astype(np.int64)
+    found = {str(value): int(pixels[value]) for value in np.unique(classes)}
+    return Checked(hashlib.sha256(content).hexdigest(), found)
+
+
+def _meant(values: Sequence[int], n_classes: int) -> str:
+    """What values may mean that are not the indices of classes."""
+    apart = [value for value in values if value != IGNORE]
+    if len(values) > n_classes + 1:
+        return (
+            "Values in between come from resizing or smoothing labels: export them as they are, or "
+            "by nearest neighbour; or complete classes.txt."
+        )
+    in_order = apart if len(apart) == n_classes else values
+    example = ", ".join(f"{value}: {i}" for i, value in enumerate(in_order[:n_classes]))
+    return (
+        f"Say what values mean, such as `datasets.<name>.values: {{{example}}}`, or complete "
+        "classes.txt."
+    )
 
 
 def _read_bytes(path: str | Path) -> bytes:
@@ -108,15 +148,20 @@ def _decode(path: str | Path, content: bytes, sha256: str | None = None) -> np.n
         raise InputError(f"{path} has changed since it was checked: run prepare again.")
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            check_pixels(image)
             image.verify()  # load() alone lets flipped bits pass: it compares no checksums
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             # Pillow stretches greys of fewer bits to 0..255; the header's 25th byte is the depth.
             depth, mode = content[24], image.mode
             label = np.array(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many types
         raise InputError(
             f"{path} cannot be decoded as a PNG ({error}). Replace the file, then run prepare."
         ) from error
+    if mode == "1":
+        return label.astype(np.uint8)
     if mode != "P" and (mode != "L" or depth != 8):
         raise InputError(
             f"{path}: a label must be an index PNG, 8-bit greyscale (L) or palette (P), found mode "
@@ -172,8 +217,10 @@ def find_labels(
     classes: Sequence[str],
     track: Callable[[Sequence[ImageRow]], Iterable[ImageRow]] = iter,
     layout: Layout = LAYOUTS["folder"],
-    check: Callable[[str, int, int, int, str], str] = check_label,
-) -> list[LabelRow]:
+    check: Callable[[str, int, int, int, str], Checked] = check_label,
+    values: Mapping[int, int] = MappingProxyType({}),
+    scored: str = "",
+) -> tuple[list[LabelRow], list[str]]:
     """Find and check the labels of the images, such as ``<root>/labels/<split>/<stem>.png``.
 
     A split without a folder of labels is unlabelled, which is fine.
@@ -181,72 +228,58 @@ def find_labels(
     Args:
         track: shows how far it is, while it yields what it is given.
         check: `check_label`, or that with a memory.
+        values: classes of values that are no classes' indices.
+        scored: the split that scores are of.
 
     Returns:
-        One row per labelled image, in the images' order.
+        One row per labelled image, in the images' order, and what the user should know.
 
     Raises:
-        InputError: labels without classes.txt; or images of a labelled split without a label, and
-            labels that `check_label` rejects: all faults in one error.
+        InputError: labels without classes.txt; or images of a labelled split without a label,
+            labels that `check_label` rejects, and labels that cannot be meant (`cache.doubts`): all
+            faults in one error.
     """
-    folders = {
-        split: Path(root) / layout.labels.format(split=split) for split in {r.split for r in rows}
-    }
-    labelled = [row for row in rows if folders[row.split].is_dir()]
+    splits = {split: Path(root) / layout.labels.format(split=split) for split in _splits(rows)}
+    labelled = {split: folder for split, folder in splits.items() if folder.is_dir()}
     if labelled and not classes:
         raise InputError(
             f"{root} has labels but no classes.txt: write one class name a line (line number = "
             "label value), or remove the labels."
         )
-    places = {
-        row.id: place
-        for row in labelled
-        if (place := _label_path(folders[row.split], row.stem, layout, classes))
-    }
-    faults = list(
-        _missing_faults([row for row in labelled if row.id not in places], folders, layout)
+    own = (
+        f"{_MAP}:{','.join(f'{value}={index}' for value, index in values.items())}"
+        if values
+        else ""
     )
+    places: dict[int, tuple[str, str]] = {}
+    faults, notes = [], []
+    for split, folder in labelled.items():
+        pairs = pair([row for row in rows if row.split == split], folder, layout, len(classes))
+        places |= {i: (path, table or own) for i, (path, table) in pairs.places.items()}
+        faults += pairs.faults
+        notes += pairs.notes
     labels = []
-    present = [row for row in labelled if row.id in places]
+    counts = {split: np.zeros(256, np.int64) for split in labelled}
+    present = [row for row in rows if row.id in places]
     for row in track(present) if present else ():
         path, table = places[row.id]
         try:
-            digest = check(path, row.height, row.width, len(classes), table)
+            digest, pixels = check(path, row.height, row.width, len(classes), table)
             labels.append(LabelRow(row.id, path, digest, table))
+            counts[row.split][[int(value) for value in pixels]] += [*pixels.values()]
         except InputError as error:
             faults.append(str(error))
+    if not faults:
+        doubted = doubts(counts, scored, classes, mappable=not layout.classes)
+        faults += doubted.faults
+        notes += doubted.notes
     if faults:
         raise InputError(f"the labels below {root} have faults:\n" + "\n".join(faults))
-    return labels
+    return labels, notes
 
 
-def _label_path(
-    folder: Path, stem: str, layout: Layout, classes: Sequence[str]
-) -> tuple[str, str] | None:
-    """The label of an image and the table of its values; None where there is none."""
-    for ending, table in layout.endings.items():
-        path = folder / f"{stem}{ending}"
-        if path.is_file() and (not table or has_classes(table, len(classes))):
-            return str(path), f"{table}:{len(classes)}" if table else ""
-    return None
-
-
-def _missing_faults(
-    missing: Sequence[ImageRow], folders: dict[str, Path], layout: Layout
-) -> Iterator[str]:
-    ending = next(iter(layout.endings), "")
-    for split in dict.fromkeys(row.split for row in missing):
-        stems = [row.stem for row in missing if row.split == split]
-        yield (
-            f"every image of a labelled split must have a label {folders[split]}/<stem>{ending}, "
-            f"{len(stems)} lack theirs: {_some(stems)}. Add them, or remove the images or the "
-            "folder of labels."
-        )
-
-
-def _some(items: Sequence[object]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(str(item) for item in items[:_SHOWN]) + more
+def _splits(rows: Sequence[ImageRow]) -> list[str]:
+    return list(dict.fromkeys(row.split for row in rows))
 
 
 def write_labels(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cache.images import shows
 from cache.store.artefact import (
-    partial_name,
     read_json,
     sweep,
     write_bytes,
@@ -22,19 +21,21 @@ from cache.store.artefact import (
 )
 from cache.store.errors import InputError
 
+RECORD = "photos.csv"  # of `cache.claims`
 _MANIFEST = "predict.json"
+_LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".heic", ".heif", ".hif", ".avif")
 _JPEG_SIDE = 65500  # px; JPEG holds no longer side
 
 
 def outputs(out: str | Path) -> list[Path]:
     """All that this module writes below ``out``, beside the manifest."""
-    names = ("labels", "overlays", "classes.txt", "legend.png", "areas.csv")
+    names = ("labels", "overlays", "classes.txt", "legend.png", "areas.csv", RECORD)
     return [Path(out) / name for name in names]
 
 
 def samples(out: str | Path) -> list[Path]:
     """All that this module writes of a data set below ``out``, beside the manifest."""
-    return [Path(out) / name for name in ("images", "labels", "classes.txt")]
+    return [Path(out) / name for name in ("images", "labels", "classes.txt", RECORD)]
 
 
 def start(out: str | Path, facts: Mapping[str, Any], owned: Sequence[Path]) -> None:
@@ -117,20 +118,33 @@ def write_areas(out: str | Path, classes: Sequence[str], areas: Mapping[str, np.
 
 
 def write_sample(
-    out: str | Path, split: str, name: str, photo: Path, labels: np.ndarray, colours: np.ndarray
+    out: str | Path,
+    split: str,
+    name: str,
+    photo: Path,
+    image: np.ndarray,
+    labels: np.ndarray,
+    colours: np.ndarray,
 ) -> None:
     """Add a photo and its label to a data set: images/<split>/<name>.*, labels/<split>/<name>.png.
 
+    The file is copied where any loader sees in it what was segmented. Where an orientation tag
+    turns it, or few loaders read it, its pixels are written upright and without tags.
+
     Args:
-        photo: the image's file, which is copied.
-        labels: uint8 ``(H, W)`` of the image after EXIF rotation.
+        photo: the image's file.
+        image: uint8 ``(H, W, 3)``, its pixels, upright.
+        labels: uint8 ``(H, W)`` of these pixels.
         colours: uint8 ``(256, 3)``, by label.
     """
-    target = Path(out) / "images" / split / f"{name}{photo.suffix}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_name(target)
-    shutil.copyfile(photo, partial)
-    partial.replace(target)
+    suffix = photo.suffix
+    folder = Path(out) / "images" / split
+    if not shows(photo, *labels.shape):
+        kind = "JPEG" if suffix.lower() in _LOSSY else "PNG"
+        content = _encode(Image.fromarray(image), kind)
+        write_bytes(folder / f"{name}.{'jpg' if kind == 'JPEG' else 'png'}", content)
+    else:
+        write_bytes(folder / f"{name}{suffix}", photo.read_bytes())
     indices = Image.fromarray(labels)
     indices.putpalette(colours.tobytes())
     write_bytes(Path(out) / "labels" / split / f"{name}.png", _encode(indices, "PNG"))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cache import heads
-from cache.images import read_image
+from cache.images import find_white, read_image, survey
 from eigenseg.backbone import Extractor
 from eigenseg.naming import check_naming, read_naming, segments_of
 from pipeline.device import choose_device
@@ -109,6 +109,7 @@ class Segmenter:
         check_naming(self.naming, k)
         self.geometry = _geometry(self.manifest["backbone"], protocol)
         self.predictor = predictor
+        self.white: float | None = self.manifest["backbone"].get("white")
         self._maps = Maps(
             self.manifest, state, fitted, hardware,
             temperature=temperature, refiner=CRFS[crf], merge_to=merge_to,
@@ -125,7 +126,7 @@ class Segmenter:
             InputError: the file is missing or cannot be decoded.
             ValueError: the array is no RGB image, or its features are not finite.
         """
-        pixels = _pixels(image)
+        pixels = _pixels(image, self.white)
         found = plan(self.geometry, *pixels.shape[:2])
         scores = self._maps.scores(self._extractor.tokens(pixels, found), found)
         ids = self._maps.label_map(scores, self.predictor, found, pixels)
@@ -146,9 +147,10 @@ def _geometry(extracted: dict, protocol: str | None) -> Geometry:
     return next(whole, Geometry(**extracted["whole"]))
 
 
-def _pixels(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+def _pixels(image: str | Path | Image.Image | np.ndarray, white: float | None) -> np.ndarray:
     if isinstance(image, str | Path):
-        return read_image(image, "Replace the file, or leave it out.")
+        white = white or find_white(survey([image])[0])
+        return read_image(image, "Replace the file, or leave it out.", white=white)
     pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import os
@@ -29,6 +30,9 @@ STAGES = {
 }
 
 
+_KEPT = "What is finished is kept: run the same command again to go on."
+
+
 class Stage(click.Command):
     """A command that ends in one clear line where its input breaks a rule.
 
@@ -53,13 +57,10 @@ class Stage(click.Command):
 
 @contextmanager
 def _stopped_in_words() -> Iterator[None]:
-    """SIGTERM ends the command as an error does: locks and helpers are let go, a line says so."""
+    """End a command on SIGTERM and Ctrl-C as on errors: locks and helpers are let go."""
 
     def stop(number: int, _: object) -> None:
-        click.echo(
-            "stopped by SIGTERM. What is finished is kept: run the same command again to go on.",
-            err=True,
-        )
+        click.echo(f"stopped by SIGTERM. {_KEPT}", err=True)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -68,6 +69,9 @@ def _stopped_in_words() -> Iterator[None]:
     former = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except KeyboardInterrupt as error:
+        click.echo(f"stopped by Ctrl-C. {_KEPT}", err=True)
+        raise SystemExit(128 + signal.SIGINT) from error
     finally:
         signal.signal(signal.SIGTERM, former)
 
@@ -90,6 +94,12 @@ def _explain(error: Exception) -> str:
         return (
             f"the disk is full ({error}). Finished parts are kept: make room and run the same "
             "command again, it goes on where it stopped."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"{error.filename or 'a file'} cannot be written or read ({error.strerror}): give "
+            "yourself the right (`chmod u+rw`, or `u+rwx` of its folder), or work in a folder of "
+            "your own."
         )
     return f"{error}"
 
@@ -114,7 +124,9 @@ class _Stages(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in STAGES:
-            return None
+            near = difflib.get_close_matches(cmd_name, STAGES, n=1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            ctx.fail(f"no command is called {cmd_name!r}.{meant} There are {', '.join(STAGES)}.")
         return importlib.import_module(f"stages.{cmd_name}").main
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+
+from pipeline.drawing.lettering import families
 
 _LINE = "#2f6fb7"
 _FILLS = ("#2f6fb7", "#e08a3c", "#9aa3ad")
@@ -136,8 +139,13 @@ def _chart(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    for text in figure.findobj(Text):
+    texts: list[Text] = figure.findobj(Text)  # type: ignore[assignment]
+    fonts = families([text.get_text() for text in texts])
+    for text in texts:
         text.set_parse_math(False)  # a name of a class may hold dollars
-    # Without matplotlib's version in it, the same values give the same bytes for DVC.
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+        text.set_fontfamily(fonts)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the stage has said which letters are missing
+        # Without matplotlib's version in it, the same values give the same bytes for DVC.
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()

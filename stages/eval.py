@@ -89,8 +89,14 @@ def select(
     wanted = [
         row for row in rows if row.split == evaluated or (row.split in fitting and row.id in truth)
     ]
+    if not any(row.split == evaluated for row in wanted):
+        raise InputError(
+            f"the index must hold split {evaluated}, found {', '.join({r.split: 0 for r in rows})}:"
+            " it is of another data set. Run `dvc repro`, or `eigenseg prepare` and all stages "
+            "after it."
+        )
     missing = [row.stem for row in wanted if row.sha256 not in store.by_content]
-    if missing or not wanted:
+    if missing:
         splits = " and ".join(dict.fromkeys([*fitting, evaluated]))
         raise InputError(
             f"{path} must hold a label map of every image of {splits}, "

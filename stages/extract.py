@@ -20,7 +20,7 @@ from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import read_image
 from cache.index import ImageRow, images_mark, read_index
 from cache.store.ahead import ahead
-from cache.store.artefact import fingerprint, free_bytes, publish, size, work_folder
+from cache.store.artefact import amount, fingerprint, free_bytes, publish, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
 from pipeline.features.tiles import Layout, cache_bytes, plan_layout
@@ -94,7 +94,7 @@ def extract(params: Params, index: str, out: str) -> None:
         publish(job.folder, out)
     tiles = features.read_tiles(Path(out))
     patches = int((tiles["grid_h"] * tiles["grid_w"]).sum())
-    click.echo(f"{out}: {len(tiles)} tiles, {patches} patches, {size(out) / 1e9:.2f} GB")
+    click.echo(f"{out}: {len(tiles)} tiles, {patches} patches, {amount(size(out))}")
 
 
 def declare(
@@ -123,11 +123,11 @@ def declare(
 def check_space(work: Path, tiles: int, total: int, missing: int) -> None:
     """Tell how many bytes the cache takes, and refuse to begin where they are not free."""
     free = free_bytes(work)
-    click.echo(f"{tiles} tiles take {total / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
+    click.echo(f"{tiles} tiles take {amount(total)} of disk, {amount(free)} are free")
     if missing > free:
         raise InputError(
-            f"the disk of {work} must have room for the cache, found {free / 1e9:.2f} GB free of "
-            f"the {missing / 1e9:.2f} GB that are missing: make room, lower `extract.train.views` "
+            f"the disk of {work} must have room for the cache: {amount(missing)} are needed, "
+            f"{amount(free)} are free. Make room, lower `extract.train.views` "
             "or `.short_side`, cache fewer `extract.blocks`, or set extract.dtype to int8."
         )
 
@@ -235,7 +235,8 @@ def read_pixels(rows: list[ImageRow], job: Job, batch: Batch) -> torch.Tensor:
     # Windows of one image follow each other: it is decoded once.
     whole = groupby(batch.tiles, lambda tile: tile[["image", "resized_h", "resized_w"]].item())
     for (image, height, width), tiles in whole:
-        photo = read_image(rows[image].path, sha256=rows[image].sha256)
+        row = rows[image]
+        photo = read_image(row.path, sha256=row.sha256, white=row.white)
         resized = resize(photo, height, width)
         for tile in tiles:
             box = tile[["top", "left", "height", "width"]].item()
@@ -314,6 +315,7 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "whole": whole._asdict(),
         "protocols": {name: geometry_of(one, whole)._asdict() for name, one in protocols},
         "segmented": params.segmented,
+        "white": next((r.white for r in rows if r.split == params.train_split and r.white), None),
         "shard_patches": SHARD_PATCHES,
     }
     index = images_mark(rows)

@@ -10,6 +10,7 @@ from cache import predictions
 from pipeline.drawing.colours import OPACITY, overlay
 from pipeline.drawing.legend import legend, legend_below
 from pipeline.drawing.naming import Naming
+from stages.letters import tell_unshown
 
 NO_CLASS = "no class"
 
@@ -17,6 +18,7 @@ NO_CLASS = "no class"
 def write_legend(out: str | Path, naming: Naming) -> None:
     """Write classes.txt and legend.png."""
     predictions.write_class_list(out, naming.classes)
+    tell_unshown(naming.classes)
     predictions.write_legend(out, legend([*naming.classes, NO_CLASS], naming.colours))
 
 

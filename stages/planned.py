@@ -17,4 +17,4 @@ def plan_of(maps: Segments, row: ImageRow, variant: str | None = None) -> Plan:
 
 def read_planned(maps: Segments, row: ImageRow) -> np.ndarray:
     """Return the pixels that the main label map of an image covers; errors as `read_image`."""
-    return plan_of(maps, row).cut(read_image(row.path, sha256=row.sha256))
+    return plan_of(maps, row).cut(read_image(row.path, sha256=row.sha256, white=row.white))

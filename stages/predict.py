@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +11,15 @@ import click
 from click.core import ParameterSource
 
 from cache import heads, predictions
-from cache.images import Photo, find_photos, read_image
+from cache.claims import claim
+from cache.images import find_white, read_image, survey
+from cache.photos import Photo, find_photos
 from cache.segments import PREDICTORS
 from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
+from cache.walk import some
 from eigenseg.naming import read_naming, segments_of
-from eigenseg.segmenter import Segmenter
+from eigenseg.segmenter import Result, Segmenter
 from pipeline.drawing.naming import Naming
 from pipeline.maps.crf import CRFS
 from stages import Stage, way_out
@@ -60,7 +64,7 @@ def predict(
         InputError: some images have faults (the others are written), or nothing can be done.
     """
     naming, targets = segmenter.naming, Targets(out, export, named)
-    photos = find_photos(images, [path for paths in targets.owned.values() for path in paths])
+    photos, notes = find_photos(images, [p for paths in targets.owned.values() for p in paths])
     check_export(targets, naming)
     for folder, owned in targets.owned.items():
         predictions.start(folder, origin, owned)
@@ -68,7 +72,9 @@ def predict(
         write_legend(out, naming)
     if export:
         predictions.write_class_list(export, naming.classes)
-    faults = list(write_all(targets, photos, segmenter))
+    photos = claim(targets.labels, photos)
+    white = settle(photos, segmenter.white, notes)
+    faults = list(write_all(targets, photos, segmenter, white))
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
@@ -89,6 +95,11 @@ class Targets(NamedTuple):
         """What is written below each folder."""
         folders = {self.out: predictions.outputs(self.out)}
         return folders | ({self.export: predictions.samples(self.export)} if self.export else {})
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Where the labels lie below each folder."""
+        return {self.out: "labels"} | ({self.export: f"labels/{SPLIT}"} if self.export else {})
 
 
 def check_export(targets: Targets, naming: Naming) -> None:
@@ -120,29 +131,63 @@ def mapped(path: str, manifest: dict[str, Any], choices: Choices) -> Naming | No
         return None
 
 
-def write_all(targets: Targets, photos: Sequence[Photo], segmenter: Segmenter) -> Iterator[str]:
-    """Write the label map and the overlay of every photo; yield what is wrong with the bad ones."""
+def settle(photos: Sequence[Photo], white: float | None, notes: Sequence[str]) -> float | None:
+    """Say what was passed over, and give the white of photos of more than 8 bits.
+
+    Args:
+        white: that of the photos that the head was trained on; None where these had 8 bits.
+    """
+    deep, several = survey(photo.path for photo in photos)
+    for note in notes:
+        click.echo(note, err=True)
+    if several:
+        names = some([str(path) for path in several])
+        click.echo(f"of several pages or frames the first is read: {names}", err=True)
+    if not deep:
+        return white
+    found = white or find_white(deep)
+    source = "as in training" if white else "from the greatest value in them"
+    click.echo(
+        f"{len(deep)} photos of more than 8 bits are read with white = {found:g}, {source}",
+        err=True,
+    )
+    return found
+
+
+def write_all(
+    targets: Targets, photos: Sequence[Photo], segmenter: Segmenter, white: float | None
+) -> Iterator[str]:
+    """Write what is made of every photo; yield what is wrong with the bad ones.
+
+    Args:
+        white: of photos of more than 8 bits.
+    """
     naming, areas = segmenter.naming, {}
+    way_out = "Replace or remove the file, then run predict again."
     for photo in track(photos, "segmenting"):
         try:
-            found = segmenter(read_image(photo.path, "Replace or remove the file, then run predict "
-                                         "again."))  # fmt: skip
+            found = segmenter(read_image(photo.path, way_out, white=white))
+            write_one(targets, photo, found, naming)
+            areas[photo.name] = areas_of(found.classes, naming)
         except InputError as error:
             yield str(error)
-            continue
         except ValueError as error:
             yield f"{photo.path}: {error}"
-            continue
-        labels = found.classes
-        write_label_map(
-            targets.out, photo.name, found.image, labels, naming, with_legend=targets.named
-        )
-        areas[photo.name] = areas_of(labels, naming)
-        if targets.export:
-            sample = (SPLIT, photo.name, photo.path, labels, naming.png_colours)
-            predictions.write_sample(targets.export, *sample)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # of all photos
+                raise
+            yield f"{photo.path}: its results cannot be written ({error})"
     if targets.named:
         predictions.write_areas(targets.out, naming.classes, areas)
+
+
+def write_one(targets: Targets, photo: Photo, found: Result, naming: Naming) -> None:
+    """Write the sample of a data set, if one is wanted, the label map and the overlay."""
+    labels = found.classes
+    if targets.export:
+        sample = (SPLIT, photo.name, photo.path, found.image, labels, naming.png_colours)
+        predictions.write_sample(targets.export, *sample)
+    write_label_map(targets.out, photo.name, found.image, labels, naming, with_legend=targets.named)
 
 
 @click.command(cls=Stage)

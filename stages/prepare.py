@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from cache import labels as store
-from cache.images import check_image, check_images
+from cache.images import check_image
 from cache.index import ImageRow, write_index
 from cache.layouts import find_layout
 from cache.memory import Memory
+from cache.photos import check_images, lie_of
 from stages import Stage
 from stages.params import Params, load
 from stages.progress import track
@@ -56,16 +57,23 @@ def prepare_set(
     Where it is trained on alone, its labels are not looked at.
     """
     data, splits = params.datasets[name], params.used[name]
-    layout = find_layout(data.format, data.classes)
+    layout = lie_of(Path(data.root), splits, find_layout(data.format, data.classes))
     subset = {data.train: data.subset} if data.subset else {}
     shown = partial(track, description=f"checking images of {name}")
-    rows = check_images(data.root, splits, shown, layout, subset, memory.recalling(check_image))
-    if name not in params.evaluated:
-        return rows, [], []
-    classes = store.classes_of(data.root, layout, data.classes)
-    shown = partial(track, description=f"checking labels of {name}")
-    check = memory.recalling(store.check_label)
-    return rows, classes, store.find_labels(data.root, rows, classes, shown, layout, check)
+    look = memory.recalling(check_image)
+    rows, notes = check_images(data.root, splits, shown, layout, subset, look, data.white)
+    classes, found = list[str](), list[store.LabelRow]()
+    if name in params.evaluated:
+        classes = store.classes_of(data.root, layout, data.classes)
+        shown = partial(track, description=f"checking labels of {name}", unit="label")
+        check, values = memory.recalling(store.check_label), data.values or {}
+        found, more = store.find_labels(
+            data.root, rows, classes, shown, layout, check, values, data.eval
+        )
+        notes += more
+    for note in notes:
+        click.echo(f"{name}: {note}", err=True)
+    return rows, classes, found
 
 
 @click.command(cls=Stage)

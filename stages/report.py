@@ -18,6 +18,7 @@ from pipeline.evaluation import confusion, scores
 from stages import Stage
 from stages.atlas import make_atlas
 from stages.drawing import Picture, confusion_chart, curve_chart, encode, iou_chart
+from stages.letters import tell_unshown
 from stages.pages import render, write_pages
 from stages.params import Params, load
 from stages.planned import plan_of, read_planned
@@ -58,6 +59,7 @@ def make_report(
     folder, sets, train = Path(results_folder), params.eval_sets, params.train_split
     images = read_index(index)
     classes, truth = read_labels(labels, images)
+    tell_unshown([word for names in classes.values() for word in names])
     with Segments(segments) as maps:
         made_from = store.made_from(
             maps.manifest, images, classes, truth, train, sets, params.eval.model_dump()

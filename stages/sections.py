@@ -31,14 +31,17 @@ class Section(BaseModel):
 
 
 def _expanded(value: str) -> str:
-    """A path with its environment variables, such as $EIGENSEG_DATA, put in."""
-    path = os.path.expandvars(value)
+    """A path with its environment variables, such as $EIGENSEG_DATA, and ~ put in."""
+    path = os.path.expanduser(os.path.expandvars(value))
     if "$" in path:
         raise ValueError(f"{value} names an environment variable that is not set: export it")
     return path
 
 
 PathText = Annotated[str, AfterValidator(_expanded)]
+
+
+LabelValue = Annotated[int, Field(ge=0, le=255)]
 
 
 class DatasetParams(Section):
@@ -50,7 +53,18 @@ class DatasetParams(Section):
     )
     classes: Count | None = None
     subset: Count | None = None
+    white: Positive | None = None
+    values: dict[LabelValue, LabelValue] | None = None
     protocols: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _own_labels(self) -> DatasetParams:
+        if self.values and self.format != "folder":
+            raise ValueError(
+                f"values is for format folder, found {self.format}, whose values have their "
+                "meaning: remove it"
+            )
+        return self
 
 
 class BackboneParams(Section):
@@ -200,6 +214,15 @@ class TrainParams(Section):
     beta: NotNegative | None
     tau_start: Positive
     tau_end: Positive
+
+    @model_validator(mode="after")
+    def _falling(self) -> TrainParams:
+        if self.lr_end > self.lr:
+            raise ValueError(
+                f"lr_end ({self.lr_end:g}) must not exceed lr ({self.lr:g}), from which the rate "
+                "falls to it: lower lr_end as well"
+            )
+        return self
 
 
 class KMeansParams(Section):

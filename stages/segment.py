@@ -92,7 +92,8 @@ def fill_part(job: Job, name: str, images: Sequence[ImageRow]) -> None:
 def maps_of(job: Job, image: ImageRow) -> ImageMaps:
     """Compute the label maps of an image in every protocol, and its scores at the patch grid."""
     cache, segmenter = _opened(job)
-    photo = read_image(image.path, sha256=image.sha256) if CRFS[job.choices.crf] else None
+    refined = CRFS[job.choices.crf] is not None
+    photo = read_image(image.path, sha256=image.sha256, white=image.white) if refined else None
     labels, grids = {}, []
     for protocol in cache.manifest["protocols"]:
         found, scores = score_cached(cache, segmenter, image, protocol)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache.images import check_images, find_images
 from cache.labels import classes_of, find_labels, read_label
 from cache.layouts import IGNORE, LAYOUTS, find_layout, value_table
+from cache.photos import check_images, find_images
 from cache.store.errors import InputError
 from tests.conftest import REPOSITORY, Project
 
@@ -31,10 +31,10 @@ def save(root: Path, name: str, values: np.ndarray | None = None) -> Path:
 def found(root: Path, name: str, classes: int, split: str) -> tuple[list[str], np.ndarray]:
     """Stems of the images of a split, and the first label as it is read."""
     layout = find_layout(name, classes)
-    rows = check_images(root, (split,), layout=layout)
+    rows, _ = check_images(root, (split,), layout=layout)
     names = classes_of(root, layout, classes)
     assert len(names) == classes
-    labels = find_labels(root, rows, names, layout=layout)
+    labels, _ = find_labels(root, rows, names, layout=layout)
     assert len(labels) == len(rows)
     return [row.stem for row in rows], read_label(*labels[0][1:])
 
@@ -51,8 +51,8 @@ def test_cityscapes(tmp_path: Path) -> None:
     assert stems == ["ulm/ulm_0"]
     assert fine[0, :6].tolist() == [0, 1, 26, IGNORE, IGNORE, 2]
     assert found(tmp_path, "cityscapes", 19, "val")[1][0, :6].tolist() == [0, 1, 18, 255, 255, 255]
-    test = check_images(tmp_path, ("test",), layout=LAYOUTS["cityscapes"])
-    assert find_labels(tmp_path, test, ["road"], layout=LAYOUTS["cityscapes"]) == []
+    test, _ = check_images(tmp_path, ("test",), layout=LAYOUTS["cityscapes"])
+    assert find_labels(tmp_path, test, ["road"], layout=LAYOUTS["cityscapes"]) == ([], [])
 
 
 def test_cityscapes_with_train_ids_alone(tmp_path: Path) -> None:
@@ -132,12 +132,12 @@ def test_a_subset_is_a_matter_of_names(tmp_path: Path) -> None:
     for number in range(30):
         save(tmp_path, f"train/n{number % 3}/{number}.JPEG")
     layout = LAYOUTS["images"]
-    some = {file.path for file in find_images(tmp_path, ("train",), layout, {"train": 10})}
+    some = {file.path for file in find_images(tmp_path, ("train",), layout, {"train": 10})[0]}
     assert len(some) == 10
     save(tmp_path, "train/n0/new.JPEG")
-    again = {file.path for file in find_images(tmp_path, ("train",), layout, {"train": 10})}
+    again = {file.path for file in find_images(tmp_path, ("train",), layout, {"train": 10})[0]}
     assert len(some & again) >= 9
-    assert len(find_images(tmp_path, ("train",), layout, {"train": 99})) == 31
+    assert len(find_images(tmp_path, ("train",), layout, {"train": 99})[0]) == 31
 
 
 SAMPLES = {

@@ -31,7 +31,7 @@ class Runs:
     def __init__(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         self.project = project
         self.read: list[str] = []
-        for module, name in ((images, "read_image"), (labels, "_read_bytes")):
+        for module, name in ((images, "_decode"), (labels, "_read_bytes")):
             monkeypatch.setattr(module, name, self.counted(getattr(module, name)))
 
     def counted(self, function: Any) -> Any:

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cache.images import check_images
 from cache.labels import find_labels, read_classes
+from cache.photos import check_images
 from demo.draw import CLASSES, draw_scene, scene_generator
 from demo.draw.__main__ import draw, main
 from demo.draw.canvas import (
@@ -167,11 +167,11 @@ def test_polygons_are_cut_at_the_near_plane() -> None:
 
 
 def test_prepare_accepts_the_frozen_data_set() -> None:
-    rows = check_images(FROZEN, ("train", "val"))
+    rows, _ = check_images(FROZEN, ("train", "val"))
     assert [row.split for row in rows] == ["train"] * 96 + ["val"] * 32
     assert {(row.height, row.width) for row in rows} == {(240, 320)}
     assert read_classes(FROZEN) == list(CLASSES)
-    assert len(find_labels(FROZEN, rows, CLASSES)) == 128
+    assert len(find_labels(FROZEN, rows, CLASSES)[0]) == 128
     assert sum(path.stat().st_size for path in FROZEN.rglob("*") if path.is_file()) < 7e6
 
 

@@ -109,6 +109,15 @@ def free_bytes(folder: str | Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def amount(count: int) -> str:
+    """Bytes as people say them, to three digits or four: ``812 B``, ``1.234 GB``."""
+    value, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 999.95 and unit != "TB":
+        value, unit = value / 1000, next(units)
+    return f"{value:.4g} {unit}"
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON by way of a temporary file, so that a reader never sees half of it."""
     write_text(path, json.dumps(value, indent=1) + "\n")
@@ -179,8 +188,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def partial_name(path: Path) -> Path:
-    """Another name at each call, to write under: two runs of one job do not meet in one file."""
-    return path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    """Another name at each call, to write under: two runs of one job do not meet in one file.
+
+    A long name is cut, for file systems have room for 255 bytes.
+    """
+    start = path.name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+    return path.with_name(f"{start}.{uuid4().hex}.partial")
 
 
 def read_marker(path: Path) -> Any:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 import h5py
 import numpy as np
 
-from cache.store.artefact import publish, write_bytes
+from cache.store.artefact import amount, publish, write_bytes
 from cache.store.errors import InputError
 
 SPARE = 1 << 20  # bytes that assembling may take beyond the sizes of the parts
@@ -250,7 +250,7 @@ def _check_space(folder: Path, needed: int) -> None:
     """Raise OSError where the disk has less room than needed, before HDF5 runs into it."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        text = f"{needed / 1e6:.1f} MB are needed in {folder}, {free / 1e6:.1f} MB are free"
+        text = f"{amount(needed)} are needed in {folder}, {amount(free)} are free"
         raise OSError(errno.ENOSPC, text)
 
 

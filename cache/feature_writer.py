@@ -131,7 +131,7 @@ def write_fit(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def fit_finished(folder: Path) -> bool:
-    """Whether `write_fit` has written its file, and it is whole."""
+    """Tell whether `write_fit` has written its file, and it is whole."""
     try:
         return read_fit(folder) is not None
     except InputError:

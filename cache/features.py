@@ -59,7 +59,7 @@ def read_tiles(folder: Path) -> np.ndarray:
 
 
 def read_fit(folder: str | Path, sha256: str | None = None) -> dict[str, Any] | None:
-    """What `write_fit` wrote.
+    """Read what `write_fit` wrote.
 
     Args:
         sha256: the digest that the manifest names; None = any, or no file, before there is one.
@@ -179,7 +179,7 @@ class Features:
         return self._arrays[self.array(level)].channels
 
     def fit(self) -> dict[str, Any] | None:
-        """What the levels of the second cache were made with (`write_fit`); None without any.
+        """Read what the levels of the second cache were made with (`write_fit`); None without any.
 
         Raises:
             InputError: it is damaged or missing.

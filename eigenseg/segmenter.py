@@ -24,7 +24,7 @@ from pipeline.segmenter import Segmenter as Maps
 
 @dataclass(frozen=True)
 class Result:
-    """What a head says of one photo.
+    """Label maps of one photo.
 
     Attributes:
         image: the pixels that the maps cover, uint8 ``(H, W, 3)``: the whole photo, or the central

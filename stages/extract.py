@@ -46,7 +46,7 @@ DECODERS = 16  # threads that decode images, if there are as many cores
 
 
 class Job(NamedTuple):
-    """All that a worker needs to fill any shard; small enough to send around."""
+    """Everything that a worker needs to fill any shard; small enough to send around."""
 
     folder: str
     done: str
@@ -206,7 +206,7 @@ def _place(
 
 
 def compute(backbone: Backbone, pixels: torch.Tensor, job: Job) -> dict[str, np.ndarray]:
-    """What the cache holds of a batch: float16 ``(B, patches, C)`` of each array."""
+    """Compute what the cache holds of a batch: float16 ``(B, patches, C)`` of each array."""
     pixels = pixels.to(choose_device(job.device))
     arrays = half_tokens(backbone, pixels, job.levels)
     arrays["rgb"] = downsample(pixels, backbone.patch).half().cpu().numpy()
@@ -286,7 +286,7 @@ def _verified(model: str, weights: str | None, sha256: str) -> Backbone:
 
 
 def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
-    """What the cache is made from; its fingerprint covers images, weights and parameters."""
+    """Describe what the cache is made from; the fingerprint covers images, weights, parameters."""
     extract = params.extract
     with way_out(NO_GPU):
         device = choose_device(params.compute.device)

@@ -12,7 +12,7 @@ NO_CLASS = 255  # label value of pixels without a class
 
 
 class Naming(NamedTuple):
-    """What label maps hold.
+    """Meaning and colours of label values.
 
     Attributes:
         values: ``(K,)``, the label value of each cluster; uint8, or uint16 for many clusters

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from cache.index import ImageRow
 from cache.store.artefact import file_hash
 from cache.store.errors import InputError
 
@@ -106,6 +107,11 @@ def read_image(
     if found != sha256:
         raise InputError(f"{path} has changed since it was checked: run prepare again.")
     return pixels
+
+
+def read_row(row: ImageRow) -> np.ndarray:
+    """Decode the image of a row of the index, as `prepare` checked it; see `read_image`."""
+    return read_image(row.path, sha256=row.sha256, white=row.white)
 
 
 def check_image(path: str | Path, white: float | None = None) -> Facts:

@@ -17,7 +17,7 @@ import torch
 
 from cache import feature_writer, features
 from cache.backbone import facts, load_backbone, weights_hash
-from cache.images import read_image
+from cache.images import read_row
 from cache.index import ImageRow, images_mark, read_index
 from cache.store.ahead import ahead
 from cache.store.artefact import amount, fingerprint, free_bytes, publish, size, work_folder
@@ -235,8 +235,7 @@ def read_pixels(rows: list[ImageRow], job: Job, batch: Batch) -> torch.Tensor:
     # Windows of one image follow each other: it is decoded once.
     whole = groupby(batch.tiles, lambda tile: tile[["image", "resized_h", "resized_w"]].item())
     for (image, height, width), tiles in whole:
-        row = rows[image]
-        photo = read_image(row.path, sha256=row.sha256, white=row.white)
+        photo = read_row(rows[image])
         resized = resize(photo, height, width)
         for tile in tiles:
             box = tile[["top", "left", "height", "width"]].item()

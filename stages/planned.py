@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cache.images import read_image
+from cache.images import read_row
 from cache.index import ImageRow
 from cache.segments import Segments
 from pipeline.geometry import Geometry, Plan, plan
@@ -16,5 +16,5 @@ def plan_of(maps: Segments, row: ImageRow, variant: str | None = None) -> Plan:
 
 
 def read_planned(maps: Segments, row: ImageRow) -> np.ndarray:
-    """Return the pixels that the main label map of an image covers; errors as `read_image`."""
-    return plan_of(maps, row).cut(read_image(row.path, sha256=row.sha256, white=row.white))
+    """Return the pixels that the main label map of an image covers; errors as `read_row`."""
+    return plan_of(maps, row).cut(read_row(row))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -272,12 +275,75 @@ def test_inputs_that_are_no_images(trained: Project) -> None:
 
 
 def test_two_images_of_one_name(trained: Project) -> None:
-    text = predict_fails(trained, "photos/images/train", "photos/images/val", "--out", "found")
-    assert (
-        "must not have the same name 000, found photos/images/train/000.jpg, "
-        "photos/images/val/000.jpg: rename one" in text
-    )
-    assert "same name 001" in text and not Path("found").exists()
+    sets = ("photos/images/train", "photos/images/val")
+    for folder in (*sets, *sets):  # again: the same names
+        predict_ok(trained, folder, "--out", "found", "--export", "data_set")
+    maps = written("found")
+    assert len(maps) == 9 and {"000", "001", "002", "tall"} < maps.keys()
+    expected = stored(Path("."), "ours", "majority_iou")
+    with open("found/photos.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["photo"] != "seal"]
+    assert len(rows) == 9
+    for row in rows:
+        name = Path(row["path"]).relative_to(Path("photos/images").resolve()).with_suffix("")
+        np.testing.assert_array_equal(maps[row["photo"]], expected[name.as_posix()])
+    for kind in ("images", "labels"):
+        names = {path.stem for path in Path("data_set", kind, "train").iterdir()}
+        assert names == maps.keys()
+    predict_ok(trained, *sets, "--out", "together")
+    assert written("together").keys() == maps.keys()
+
+
+def test_an_error_of_writing_belongs_to_its_photo(trained: Project) -> None:
+    shutil.copy("photos/images/val/000.jpg", f"{'m' * 251}.jpg")
+    text = predict_ok(trained, "photos/images/val/000.jpg", f"{'m' * 251}.jpg", "--out", "found")
+    assert "2 of 2 images" in text
+    Path("other/labels/001.png").mkdir(parents=True)
+    Path("other/predict.json").write_bytes(Path("found/predict.json").read_bytes())
+    (Path("other/labels/001.png") / "in_the_way").write_text("")
+    shutil.copy("photos/images/val/001.jpg", "z.jpg")
+    names = ("photos/images/val/000.jpg", "photos/images/val/001.jpg", "z.jpg")
+    predict_ok(trained, *names, "--out", "other")  # a folder of that name is another's, too
+    assert len(list(Path("other/labels").glob("*.png"))) == 4
+
+
+def test_a_full_disk_stops_predict_and_a_refused_write_does_not(
+    trained: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, code = predict.write_label_map, errno.EACCES
+
+    def fail(out: str, name: str, *rest: Any, **more: Any) -> None:
+        if name == "000":
+            raise OSError(code, os.strerror(code), name)
+        write(out, name, *rest, **more)
+
+    monkeypatch.setattr(predict, "write_label_map", fail)
+    text = predict_fails(trained, "photos/images/val", "--out", "found")
+    assert "2 of 3 images" in text and "000.jpg: its results cannot be written" in text
+    code = errno.ENOSPC
+    assert "the disk is full" in predict_fails(trained, "photos/images/val", "--out", "other")
+
+
+def test_the_range_of_training_is_the_range_of_predict(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    scenes = [draw_scene(rng, 96, 128)[0][..., 0].astype(np.uint16) for _ in range(4)]
+    Path("deep").mkdir()
+    for number, scene in enumerate(scenes):  # 12 bits, the last darker than all others
+        Image.fromarray(scene * (16 if number < 3 else 4)).save(f"deep/{number}.png")
+    project = Project(tmp_path, weights)
+    project.set("datasets.tiny", {"root": "deep", "train": "all", "eval": "all"})
+    project.set("extract.batch", 1)
+    project.set("train.epochs", 1)
+    project.ok("prepare", "extract", "context", "graph", "train", "segment")
+    assert heads.load_head("data/head")[2]["backbone"]["white"] == 4095
+    text = predict_ok(project, "deep/3.png", "--out", "found", "--mapping", "none")
+    assert "1 photos of more than 8 bits are read with white = 4095, as in training" in text
+    with Segments("data/segments.h5") as store:
+        (row,) = [row for row in read_index("data/index.csv") if row.stem == "3"]
+        np.testing.assert_array_equal(written("found")["3"], store.read("ours", row.id))
 
 
 def test_weights_that_moved_are_missing_or_others(

@@ -17,7 +17,7 @@ from pipeline.graph.kernel import feature_graph, inside
 from pipeline.graph.knn import recall
 from pipeline.graph.search import ExactTop, cell_count, choose_probes, empty_index, search
 from stages import graph as stage
-from stages.batches import load_batch
+from stages.batches import open_source
 from stages.params import load
 from tests.conftest import Project, kill_when, tree_bytes
 
@@ -162,7 +162,7 @@ def test_a_batch_has_the_edges_that_stay_inside(whole: Project) -> None:
     with Graphs("data/graph.h5") as graphs:
         (ids, (indices_, cosines), firsts) = graphs.group(0, 0)
         runs = [(int(first), 48) for first in firsts]
-        batch = load_batch(params, cache, graphs, (0, 0))
+        batch = open_source(cache, graphs, params.head.levels, 0.05, 0, gpu=False).load((0, 0))
     own = np.concatenate([np.arange(first, first + 48) for first in firsts])
     dense = np.zeros((len(own), len(own)))
     place = {int(patch): row for row, patch in enumerate(own)}

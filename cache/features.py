@@ -30,7 +30,7 @@ from cache.store.artefact import (
     write_manifest,
 )
 from cache.store.errors import InputError
-from cache.store.shards import Shards, finite, is_whole, layout_mark, mark_whole, shard_file
+from cache.store.shards import Shards, finite, is_whole, layout_fingerprint, mark_whole, shard_file
 
 FORMAT = 5
 # What reading a damaged store raises: Zarr, its codecs and JSON have no error in common.
@@ -65,13 +65,13 @@ def declare(
         shards: number of shards.
     """
     marker = done.with_name("layout.json")
-    if not done.is_dir() or read_marker(marker) != layout_mark(folder):
+    if not done.is_dir() or read_marker(marker) != layout_fingerprint(folder):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(done, ignore_errors=True)
         _create(folder, channels, dtype, chunk, shard, shards)
         _write_tiles(folder, tiles)
         done.mkdir()
-        write_json(marker, layout_mark(folder))
+        write_json(marker, layout_fingerprint(folder))
     _write_tiles(folder, tiles)  # whatever a former run left of it
     return [n for n in range(shards) if not is_whole(done / f"{n}.json", folder, read=True)]
 
@@ -164,7 +164,7 @@ def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -
         raise InputError(f"{folder} lacks the shards {missing}: run the same command again.")
     for stale in folder.rglob("*.partial*"):
         stale.unlink()
-    digests = {"tiles": _digest(read_tiles(folder)), "layout": layout_mark(folder)}
+    digests = {"tiles": _digest(read_tiles(folder)), "layout": layout_fingerprint(folder)}
     if (folder / FIT).exists():
         digests["fit"] = tensors.read(folder / FIT)[2]
     write_manifest(folder / "manifest.json", {"format": FORMAT, **manifest, **digests})
@@ -252,7 +252,7 @@ class Features:
                 f"this version reads {FORMAT}: {way_out}"
             )
         try:
-            if layout_mark(path) != manifest["layout"]:
+            if layout_fingerprint(path) != manifest["layout"]:
                 raise ValueError("the metadata of its arrays differ")
             opened = cls(path, manifest, read_tiles(path), stage)
             if _digest(opened.tiles) != manifest["tiles"]:

@@ -38,6 +38,6 @@ def read_index(path: str | Path) -> list[ImageRow]:
     return [ImageRow(int(i), s, n, p, int(h), int(w), x) for i, s, n, p, h, w, x in table]
 
 
-def images_mark(rows: Sequence[ImageRow]) -> str:
+def images_fingerprint(rows: Sequence[ImageRow]) -> str:
     """Fingerprint of the images in their order, by content: a new name changes nothing."""
     return fingerprint([(row.split, row.height, row.width, row.sha256) for row in rows])

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from cache import features
 from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import cut_tile, read_image, resize
-from cache.index import ImageRow, images_mark, read_index
+from cache.index import ImageRow, images_fingerprint, read_index
 from cache.store.ahead import ahead
 from cache.store.artefact import fingerprint, free_bytes, publish, size, work_folder
 from cache.store.errors import InputError
@@ -320,7 +320,7 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "segmented": params.segmented,
         "shard_patches": SHARD_PATCHES,
     }
-    index = images_mark(rows)
+    index = images_fingerprint(rows)
     return {
         **facts_of_run,
         # Where the weights lay, for `predict`. The fingerprint has their digest instead.

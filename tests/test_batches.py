@@ -91,12 +91,12 @@ def test_no_graph_is_stored_and_a_killed_training_ends_the_same(drawn: Project) 
 
 def test_what_the_batches_are_made_with_reaches_the_head(drawn: Project) -> None:
     drawn.ok("graph", "train")
-    marks = [tree_bytes(Path("data/head"))["head.safetensors"]]
+    digests = [tree_bytes(Path("data/head"))["head.safetensors"]]
     for key, value in (("k", 0.3), ("level", "last"), ("pixel", [{"k": 3, "weight": 1.0}])):
         drawn.set(f"graph.{key}", value)
         drawn.ok("graph", "train")
-        marks.append(tree_bytes(Path("data/head"))["head.safetensors"])
-    assert len(set(marks)) == 4
+        digests.append(tree_bytes(Path("data/head"))["head.safetensors"])
+    assert len(set(digests)) == 4
 
 
 def test_a_k_beyond_the_smallest_batch_is_refused_before_training(drawn: Project) -> None:

@@ -23,7 +23,7 @@ from cache.graphs import (
     write_pixels,
     write_tiles,
 )
-from cache.indices import complete_index, index_facts, open_index, write_index
+from cache.search_index import complete_index, index_facts, open_index, write_index
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
 from pipeline.features.tiles import sample_plan

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from cache import labels as store
+from cache.checked import CheckedFiles
 from cache.images import check_image, check_images
 from cache.index import ImageRow, write_index
 from cache.layouts import find_layout
-from cache.memory import Memory
 from stages import Stage
 from stages.params import Params, load
 from stages.progress import track
@@ -30,9 +30,9 @@ def prepare(params: Params, out: str, labels: str) -> None:
     rows: list[ImageRow] = []
     labelled: list[store.LabelRow] = []
     classes: dict[str, list[str]] = {}
-    with Memory(Path(out).with_name(".checked.csv")) as memory:
+    with CheckedFiles(Path(out).with_name(".checked.csv")) as checked:
         for name in params.used:
-            images, names, found = prepare_set(params, name, memory)
+            images, names, found = prepare_set(params, name, checked)
             if found:
                 classes[name] = names
             labelled += [row._replace(image=len(rows) + row.image) for row in found]
@@ -49,7 +49,7 @@ def prepare(params: Params, out: str, labels: str) -> None:
 
 
 def prepare_set(
-    params: Params, name: str, memory: Memory
+    params: Params, name: str, checked: CheckedFiles
 ) -> tuple[list[ImageRow], list[str], list[store.LabelRow]]:
     """The images of one data set, numbered from 0, its classes, and the labels of its images.
 
@@ -59,12 +59,12 @@ def prepare_set(
     layout = find_layout(data.format, data.classes)
     subset = {data.train: data.subset} if data.subset else {}
     shown = partial(track, description=f"checking images of {name}")
-    rows = check_images(data.root, splits, shown, layout, subset, memory.recalling(check_image))
+    rows = check_images(data.root, splits, shown, layout, subset, checked.once(check_image))
     if name not in params.evaluated:
         return rows, [], []
     classes = store.classes_of(data.root, layout, data.classes)
     shown = partial(track, description=f"checking labels of {name}")
-    check = memory.recalling(store.check_label)
+    check = checked.once(store.check_label)
     return rows, classes, store.find_labels(data.root, rows, classes, shown, layout, check)
 
 

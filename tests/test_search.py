@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import indices
+from cache import search_index
 from cache.features import Features
 from cache.graphs import Graphs
 from pipeline.features.whitening import unit_rows
@@ -49,8 +49,8 @@ def brute_force(rows: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
 def filled(rows: np.ndarray, cells: int, folder: Path):
     """An index of these rows, written in blocks of 700 and opened again."""
     blocks = ((i, rows[i : i + 700]) for i in range(0, len(rows), 700))
-    indices.write_index(folder, empty_index(rows, cells, 0), blocks)
-    return indices.open_index(folder)
+    search_index.write_index(folder, empty_index(rows, cells, 0), blocks)
+    return search_index.open_index(folder)
 
 
 @pytest.mark.parametrize("width", [1, 60], ids=["self", "image"])
@@ -115,7 +115,7 @@ def test_an_index_larger_than_memory_is_the_same(
     own, found = ranges(len(rows), 1), []
     for name, in_memory in (("whole", 1 << 30), ("pieces", 1000 * 32)):
         (tmp_path / name).mkdir()
-        monkeypatch.setattr(indices, "IN_MEMORY", in_memory)
+        monkeypatch.setattr(search_index, "IN_MEMORY", in_memory)
         index = filled(rows, 30, tmp_path / name)
         found.append(search(index, rows, own, K, probes=4))
     assert (tmp_path / "pieces/lists.faiss").exists()

@@ -20,7 +20,6 @@ from cache import features as store
 from cache.backbone import facts, load_backbone
 from cache.images import read_tile
 from cache.index import read_index
-from cache.store.ahead import ahead
 from pipeline.device import choose_device
 from pipeline.features import context, vit
 from pipeline.features.vit import Backbone, block_numbers, downsample
@@ -28,6 +27,7 @@ from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.head.training import Batch, tensor_cores, train_step
+from stages.ahead import ahead
 from stages.batches import READERS
 
 CONTEXT = "context"

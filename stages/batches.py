@@ -14,7 +14,6 @@ import torch
 
 from cache.features import Features
 from cache.graphs import Graphs
-from cache.store.ahead import ahead
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import (
     block_diagonal,
@@ -27,6 +26,7 @@ from pipeline.graph.kernel import (
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.graph.partition import cut
 from pipeline.head.training import Batch
+from stages.ahead import ahead
 
 READERS = 8  # threads that load batches for a GPU
 

@@ -20,7 +20,6 @@ from cache import features
 from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import cut_tile, read_image, resize
 from cache.index import ImageRow, images_fingerprint, read_index
-from cache.store.ahead import ahead
 from cache.store.artefact import fingerprint, free_bytes, publish, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
@@ -36,6 +35,7 @@ from pipeline.features.vit import (
     named_blocks,
 )
 from stages import NO_GPU, Stage, way_out
+from stages.ahead import ahead
 from stages.jobs import run
 from stages.params import Params, load
 from stages.plans import tile_table

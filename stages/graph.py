@@ -31,11 +31,11 @@ from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import pixel_edges
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.graph.partition import (
+    GroupPlan,
     Numbering,
-    cut,
-    fewest_patches,
-    follow,
+    following_groups,
     group_count,
+    random_groups,
     round_count,
     share_inside,
     strongest,
@@ -77,27 +77,6 @@ class Job(NamedTuple):
     block: int  # patches whose neighbours make one part
 
 
-class Plan(NamedTuple):
-    """The cut of the training tiles into groups.
-
-    Attributes:
-        views: ids of the tiles of each view, which rounds take in turn.
-        sizes: of each view the patches of its tiles.
-        groups: of a round.
-        rounds: to store.
-    """
-
-    views: list[np.ndarray]
-    sizes: list[list[int]]
-    groups: int
-    rounds: int
-
-    @property
-    def round_views(self) -> list[int]:
-        """The view that each round takes."""
-        return [number % len(self.views) for number in range(self.rounds)]
-
-
 class Scope(NamedTuple):
     """A way to search neighbours.
 
@@ -108,9 +87,9 @@ class Scope(NamedTuple):
         told: what the user is told.
     """
 
-    fewest: Callable[[Plan], int]
+    fewest: Callable[[GroupPlan], int]
     rounds: Callable[[int, int], int]
-    make: Callable[[Job, Plan, GraphParams, ComputeParams], tuple[list[str], dict[str, Any]]]
+    make: Callable[[Job, GroupPlan, GraphParams, ComputeParams], tuple[list[str], dict[str, Any]]]
     told: str
 
 
@@ -124,7 +103,10 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
     cache = Features.open(features).beside(context)
     graph, gpu, split = params.graph, params.compute.gpu, params.train_split
     scope = SCOPES[graph.scope]
-    plan = plan_groups(cache, split, graph.group_patches, params.train.epochs, scope)
+    views = [cache.tiles_of(split, [view]) for view in cache.views]
+    sizes = [cache.sizes(tiles) for tiles in views]
+    rounds = scope.rounds(params.train.epochs, len(views))
+    plan = GroupPlan(views, sizes, group_count(sizes, graph.group_patches), rounds)
     cache.array(graph.level)
     with way_out(FEWER):
         neighbour_count(graph.k, scope.fewest(plan))
@@ -140,19 +122,7 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
     click.echo(f"{out}: {scope.told.format(**numbers)}")
 
 
-def plan_groups(cache: Features, split: str, group_patches: int, epochs: int, scope: Scope) -> Plan:
-    """Plan groups, or batches, of about so many patches: a round takes one view of each image."""
-    views = [cache.tiles_of(split, [view]) for view in cache.views]
-    sizes = [cache.sizes(tiles) for tiles in views]
-    return Plan(views, sizes, group_count(sizes, group_patches), scope.rounds(epochs, len(views)))
-
-
-def fewest_in_groups(plan: Plan) -> int:
-    """Count the patches that every group has at least."""
-    return min(fewest_patches(sizes, plan.groups) for sizes in plan.sizes)
-
-
-def describe(graph: GraphParams, split: str, features: str, plan: Plan) -> dict[str, Any]:
+def describe(graph: GraphParams, split: str, features: str, plan: GroupPlan) -> dict[str, Any]:
     """Describe what the graphs are made from; ``features`` is the fingerprint of the cache."""
     choices = {**graph.model_dump(exclude={"alpha"}), "rounds": plan.rounds}
     return {
@@ -166,14 +136,14 @@ def describe(graph: GraphParams, split: str, features: str, plan: Plan) -> dict[
 
 
 def make_no_graphs(
-    job: Job, plan: Plan, graph: GraphParams, compute: ComputeParams
+    job: Job, plan: GroupPlan, graph: GraphParams, compute: ComputeParams
 ) -> tuple[list[str], dict[str, Any]]:
     """Leave the graphs to training: the manifest says how to make them."""
     return [], {}
 
 
 def make_pixel_graphs(
-    job: Job, plan: Plan, settings: Sequence[PixelGraphParams], compute: ComputeParams
+    job: Job, plan: GroupPlan, settings: Sequence[PixelGraphParams], compute: ComputeParams
 ) -> list[str]:
     """Make the parts that hold the pixel graphs (Eq. 3); give their names."""
     tiles = np.sort(np.concatenate(plan.views))
@@ -199,7 +169,7 @@ def fill_pixels(
 
 
 def search_groups(
-    job: Job, plan: Plan, graph: GraphParams, compute: ComputeParams
+    job: Job, plan: GroupPlan, graph: GraphParams, compute: ComputeParams
 ) -> tuple[list[str], dict[str, Any]]:
     """Make pixel graphs, and groups of random tiles with the neighbours of their patches."""
     names = make_pixel_graphs(job, plan, graph.pixel, compute)
@@ -209,16 +179,6 @@ def search_groups(
         for g, tiles in enumerate(groups)
     }
     return names + run_parts(fill_group, job, jobs, compute, "kNN graphs"), {}
-
-
-def random_groups(plan: Plan, seed: int) -> list[list[np.ndarray]]:
-    """Draw the tiles of the groups of every round."""
-    generator, rounds = np.random.default_rng(seed), []
-    for view in plan.round_views:
-        order = generator.permutation(len(plan.views[view]))
-        sizes = [plan.sizes[view][place] for place in order]
-        rounds.append(cut(plan.views[view][order], sizes, plan.groups))
-    return rounds
 
 
 def fill_group(job: Job, name: str, at: tuple[int, int], tiles: Sequence[int]) -> None:
@@ -231,7 +191,7 @@ def fill_group(job: Job, name: str, at: tuple[int, int], tiles: Sequence[int]) -
 
 
 def search_dataset(
-    job: Job, plan: Plan, graph: GraphParams, compute: ComputeParams
+    job: Job, plan: GroupPlan, graph: GraphParams, compute: ComputeParams
 ) -> tuple[list[str], dict[str, Any]]:
     """Make pixel graphs, the neighbours over the whole split, and groups that follow them.
 
@@ -263,18 +223,6 @@ def search_dataset(
     write_groups(work, "groups", groups)
     searched = {"cells": facts["cells"], "probes": facts["probes"], "measured": facts["recall"]}
     return [*names, *found, "tiles", "groups"], {**searched, "edges_seen": seen}
-
-
-def following_groups(
-    plan: Plan, numbering: Numbering, counts: csr_array, seed: int
-) -> list[list[np.ndarray]]:
-    """Cut the tiles, given by their positions, into groups of every round along counted edges."""
-    generator, rounds = np.random.default_rng(seed), []
-    for view in plan.round_views:
-        places = np.flatnonzero(np.isin(numbering.tiles, plan.views[view]))
-        groups = follow(counts[places][:, places], plan.sizes[view], plan.groups, generator)
-        rounds.append([places[group] for group in groups])
-    return rounds
 
 
 def build_index(job: Job, numbering: Numbering, wanted: float, seed: int) -> dict[str, Any]:
@@ -382,10 +330,10 @@ def _index(job: Job) -> faiss.Index:
 
 STORED = "{stored} groups, {gb:.2f} GB"
 SCOPES = {
-    "group": Scope(fewest_in_groups, round_count, search_groups, STORED),
-    "dataset": Scope(lambda plan: sum(map(sum, plan.sizes)), round_count, search_dataset, STORED),
+    "group": Scope(GroupPlan.fewest, round_count, search_groups, STORED),
+    "dataset": Scope(GroupPlan.patches, round_count, search_dataset, STORED),
     "batch": Scope(
-        fewest_in_groups,
+        GroupPlan.fewest,
         lambda *_: 0,
         make_no_graphs,
         "no graphs; training makes those of {groups} new batches",

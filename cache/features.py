@@ -25,7 +25,7 @@ from cache.store.artefact import (
     read_manifest,
 )
 from cache.store.errors import InputError
-from cache.store.shards import Shards, finite, layout_mark
+from cache.store.shards import Shards, finite, layout_fingerprint
 
 FORMAT = 6
 # What reading a damaged store raises: Zarr, its codecs and JSON have no error in common.
@@ -127,7 +127,7 @@ class Features:
                 f"this version reads {FORMAT}: {way_out}"
             )
         try:
-            if layout_mark(path) != manifest["layout"]:
+            if layout_fingerprint(path) != manifest["layout"]:
                 raise ValueError("the metadata of its arrays differ")
             opened = cls(path, manifest, read_tiles(path), stage)
             if digest(opened.tiles) != manifest["tiles"]:

@@ -45,6 +45,6 @@ def read_index(path: str | Path) -> list[ImageRow]:
     ]
 
 
-def images_mark(rows: Sequence[ImageRow]) -> str:
+def images_fingerprint(rows: Sequence[ImageRow]) -> str:
     """Fingerprint of the images in their order, by content: a new name changes nothing."""
     return fingerprint([(row.split, row.height, row.width, row.sha256, row.white) for row in rows])

@@ -18,8 +18,7 @@ import torch
 from cache import feature_writer, features
 from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import read_row
-from cache.index import ImageRow, images_mark, read_index
-from cache.store.ahead import ahead
+from cache.index import ImageRow, images_fingerprint, read_index
 from cache.store.artefact import amount, fingerprint, free_bytes, publish, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
@@ -36,6 +35,7 @@ from pipeline.features.vit import (
 )
 from pipeline.geometry import Geometry, resize, tile_pixels
 from stages import NO_GPU, Stage, way_out
+from stages.ahead import ahead
 from stages.jobs import run
 from stages.params import Params, load
 from stages.plans import geometry_of, tile_table, whole_photos
@@ -317,7 +317,7 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "white": next((r.white for r in rows if r.split == params.train_split and r.white), None),
         "shard_patches": SHARD_PATCHES,
     }
-    index = images_mark(rows)
+    index = images_fingerprint(rows)
     return {
         **facts_of_run,
         # Where the weights lay, for `predict`. The fingerprint has their digest instead.

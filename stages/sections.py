@@ -247,3 +247,8 @@ class ComputeParams(Section):
     device: Literal["auto", "cpu", "cuda"]
     scheduler: Annotated[str, Field(pattern=r"^(sync|threads|local|tcp://.+)$")]
     threads: Count | None
+
+    @property
+    def gpu(self) -> bool:
+        """Whether a GPU may be used where there is one."""
+        return self.device != "cpu"

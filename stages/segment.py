@@ -10,8 +10,7 @@ import click
 
 from cache import heads
 from cache.features import Features
-from cache.images import read_row
-from cache.index import ImageRow, images_mark, read_index
+from cache.index import ImageRow, images_fingerprint, read_index
 from cache.segments import CRF, FORMAT, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
@@ -92,8 +91,7 @@ def fill_part(job: Job, name: str, images: Sequence[ImageRow]) -> None:
 def maps_of(job: Job, image: ImageRow) -> ImageMaps:
     """Compute the label maps of an image in every protocol, and its scores at the patch grid."""
     cache, segmenter = _opened(job)
-    refined = CRFS[job.choices.crf] is not None
-    photo = read_image(image.path, sha256=image.sha256, white=image.white) if refined else None
+    photo = read_row(image) if CRFS[job.choices.crf] else None
     labels, grids = {}, []
     for protocol in cache.manifest["protocols"]:
         found, scores = score_cached(cache, segmenter, image, protocol)
@@ -150,7 +148,7 @@ def images_of(rows: Sequence[ImageRow], index: str, cache: Features) -> list[Ima
     Raises:
         InputError: the index and the feature cache are not of the same images.
     """
-    if images_mark(rows) != cache.manifest["index"]:
+    if images_fingerprint(rows) != cache.manifest["index"]:
         raise InputError(
             f"{index} and {cache.path} must hold the same images in the same order, found others "
             f"among {len(rows)}: run `dvc repro` (or `eigenseg extract`)."

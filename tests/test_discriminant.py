@@ -9,8 +9,8 @@ import torch
 from pipeline.features.whitening import unit_rows
 from pipeline.head import discriminant, kmeans
 from pipeline.head.discriminant import Discriminant
-from pipeline.head.head import Head, start_at
-from stages.train import LEAST_COARSE
+from pipeline.head.head import Head
+from pipeline.head.start import LEAST_COARSE, DiscriminantStart, start_at
 
 CHOICES = {"clusters": 6, "runs": 3, "seed": 0, "gpu": False}
 
@@ -84,6 +84,17 @@ def test_fewer_dimensions_are_the_first_and_the_seed_gives_the_same_bytes() -> N
     assert not np.array_equal(discriminant.fit(points, 5, **{**CHOICES, "seed": 1})[1], few[1])
     spread = np.square((points - whole.mean) @ whole.projection).mean(axis=0)
     assert (np.diff(spread) <= 1e-4 * spread[0]).all()  # first what tells clusters apart best
+
+
+@pytest.mark.parametrize(
+    ("clusters", "given", "patches", "expected"),
+    [(4, None, 288, 32), (4, None, 20, 20), (4, 3, 288, 3), (256, None, 9000, 128)],
+)
+def test_the_metric_is_of_half_the_clusters_but_some_tens_at_least(
+    clusters: int, given: int | None, patches: int, expected: int
+) -> None:
+    start = DiscriminantStart(clusters, 10.0, 0, False, given, 5)
+    assert start.coarse_clusters(patches) == expected
 
 
 @pytest.mark.parametrize("width", [16, 5])

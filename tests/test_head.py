@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pipeline.features.whitening import unit_rows
-from pipeline.head.head import Head, initialise, linear_attention, start_at
+from pipeline.head.head import Head, initialise, linear_attention
 from pipeline.head.kmeans import centres
+from pipeline.head.start import start_at
 
 
 def made_head(seed: int = 0, clusters: int = 12, width: int | None = None) -> Head:

@@ -35,7 +35,7 @@ def file_hash(path: str | Path) -> str:
 
 
 @contextmanager
-def work_folder(out: str | Path, mark: str) -> Iterator[Path]:
+def work_folder(out: str | Path, fingerprint: str) -> Iterator[Path]:
     """The locked folder in which the artefact ``out`` with this fingerprint is being made.
 
     It survives failures and kills, so that the next run finds what was finished, and is removed
@@ -45,7 +45,7 @@ def work_folder(out: str | Path, mark: str) -> Iterator[Path]:
         InputError: another process is at work on the same artefact.
     """
     out = Path(out)
-    folder = out.parent / ".work" / f"{out.name}-{mark}"
+    folder = out.parent / ".work" / f"{out.name}-{fingerprint}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock_path = folder.with_name(folder.name + ".lock")
     with open(lock_path, "w") as lock:

@@ -181,6 +181,10 @@ class Assembled:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
+    def has(self, name: str) -> bool:
+        """Whether the file holds a group or dataset of this name."""
+        return name in self._file
+
     def node(self, name: str) -> Any:
         """The group or dataset of this name.
 

@@ -106,7 +106,7 @@ def is_whole(marker: Path, folder: Path, *, read: bool) -> bool:
         return False
 
 
-def layout_mark(folder: Path) -> str:
+def layout_fingerprint(folder: Path) -> str:
     """Fingerprint of the metadata of all arrays below a folder: shapes, types, codecs."""
     files = sorted(folder.rglob("zarr.json"))
     return fingerprint([(path.relative_to(folder).as_posix(), file_hash(path)) for path in files])

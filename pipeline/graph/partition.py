@@ -171,3 +171,57 @@ class Numbering(NamedTuple):
         image = self.owner[self.tile_of(patches)]
         first, last = (np.searchsorted(self.owner, image, side=side) for side in ("left", "right"))
         return np.stack([self.firsts[first], self.firsts[last - 1] + self.sizes[last - 1]], axis=1)
+
+
+class GroupPlan(NamedTuple):
+    """The cut of training tiles into rounds of groups, or into batches.
+
+    Attributes:
+        views: ids of the tiles of each view, rising; a round takes one view, in turn.
+        sizes: of each view the patches of its tiles.
+        groups: of a round.
+        rounds: to store.
+    """
+
+    views: list[np.ndarray]
+    sizes: list[list[int]]
+    groups: int
+    rounds: int
+
+    def round_views(self) -> list[int]:
+        """Give the view that each round takes."""
+        return [number % len(self.views) for number in range(self.rounds)]
+
+    def fewest(self) -> int:
+        """Count the patches that every group has at least."""
+        return min(fewest_patches(sizes, self.groups) for sizes in self.sizes)
+
+    def patches(self) -> int:
+        """Count the patches of all views."""
+        return sum(map(sum, self.sizes))
+
+
+def random_groups(plan: GroupPlan, seed: int) -> list[list[np.ndarray]]:
+    """Draw the tiles, by id, of the groups of every round."""
+    generator, rounds = np.random.default_rng(seed), []
+    for view in plan.round_views():
+        order = generator.permutation(len(plan.views[view]))
+        sizes = [plan.sizes[view][place] for place in order]
+        rounds.append(cut(plan.views[view][order], sizes, plan.groups))
+    return rounds
+
+
+def following_groups(
+    plan: GroupPlan, numbering: Numbering, counts: csr_array, seed: int
+) -> list[list[np.ndarray]]:
+    """Cut tiles, by position in the numbering, into groups of every round along counted edges.
+
+    Args:
+        counts: as in `follow`, over all tiles of the numbering.
+    """
+    generator, rounds = np.random.default_rng(seed), []
+    for view in plan.round_views():
+        places = np.flatnonzero(np.isin(numbering.tiles, plan.views[view]))
+        groups = follow(counts[places][:, places], plan.sizes[view], plan.groups, generator)
+        rounds.append([places[group] for group in groups])
+    return rounds

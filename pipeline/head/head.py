@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
-
-from pipeline.head.discriminant import Discriminant
 
 INIT_STD = 0.02
 
@@ -53,7 +50,7 @@ class Head(nn.Module):
         last_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.channels = list(channels)
+        self.channels, self.clusters = list(channels), clusters
         total = sum(self.channels)
         self.width = total if width is None else width
         if heads is None and self.width % head_dim:
@@ -194,40 +191,3 @@ def initialise(head: Head, generator: torch.Generator) -> None:
             head.last.weight = weight  # type: ignore[assignment]
         else:
             head.last.weight.copy_(weight)
-
-
-@torch.no_grad()
-def start_at(
-    head: Head, centres: np.ndarray, scale: float, metric: Discriminant | None = None
-) -> None:
-    """Let training start from spherical K-means: logits become scale * cos(token, centre).
-
-    The last layer of every branch of a block becomes 0, so that blocks change nothing yet; what is
-    left is the final LayerNorm, which gives tokens of length 1 the length width^1/2 (and removes
-    their mean over the channels, which is next to nothing).
-
-    Args:
-        centres: float32 ``(K, width)``, of length 1.
-        metric: what the projection becomes; the centres and the cosines are then of its rows. None
-            for a head without one.
-
-    Raises:
-        ValueError: the head changes its tokens otherwise before the blocks, or its last layer is
-            constrained.
-    """
-    projected = isinstance(head.projection, nn.Linear)
-    free = projected == (metric is not None) and not head.level_norms
-    if not free or parametrize.is_parametrized(head.last):
-        raise ValueError(
-            "a head that starts from K-means must take its tokens as they are, or by the "
-            "discriminants, and have a free last layer, found another projection, norms of levels "
-            "or an orthogonal layer"
-        )
-    for block in head.blocks:
-        for branch in (block.out, block.mlp[-1]):  # type: ignore[index,union-attr]
-            nn.init.zeros_(branch.weight)  # type: ignore[union-attr,arg-type]
-            nn.init.zeros_(branch.bias)  # type: ignore[union-attr,arg-type]
-    if metric is not None and isinstance(head.projection, nn.Linear):
-        head.projection.weight.copy_(torch.from_numpy(metric.projection.T))
-        head.projection.bias.copy_(torch.from_numpy(-metric.mean @ metric.projection))
-    head.last.weight.copy_(torch.from_numpy(centres) * (scale / head.width**0.5))

@@ -1,7 +1,7 @@
-"""What `prepare` found out about files before: a file that is as it was is not read again.
+"""Answers of former checks of files: a file that is as it was is not read again.
 
-The memory is a file beside the index and no output of the stage: DVC would delete it before each
-run, and carry one machine's inodes and times to another. Without it, or where it is damaged,
+They lie in a file beside the index, which is no output of the stage: DVC would delete it before
+each run, and carry one machine's inodes and times to another. Without it, or where it is damaged,
 everything is checked again. Files that were found bad are never in it.
 """
 
@@ -27,7 +27,7 @@ _COLUMNS = ("check", "path", "arguments", "state", "answer")
 Check = TypeVar("Check", bound=Callable[..., Any])
 
 
-class Memory:
+class CheckedFiles:
     """Answers of checks of files, read at the start of a ``with`` block and written at its end.
 
     They are written after an error too: what was good need not be read again once the bad files
@@ -45,7 +45,7 @@ class Memory:
         if made_by != self._made_by:
             self._known = {}
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> CheckedFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,8 +54,8 @@ class Memory:
         with suppress(OSError):
             write_table(self._path, _COLUMNS, rows, self._made_by)
 
-    def recalling(self, check: Check) -> Check:
-        """The check, called as it is, that is left out for files that it has found good before.
+    def once(self, check: Check) -> Check:
+        """Wrap a check: it is left out for files that it has found good before.
 
         Args:
             check: takes the path of a file and JSON-able arguments; its answer depends on these,
@@ -63,7 +63,7 @@ class Memory:
                 list), and it raises an error for a bad file.
         """
 
-        def recalled(path: str | Path, *arguments: Any) -> Any:
+        def checked(path: str | Path, *arguments: Any) -> Any:
             key = (check.__name__, str(path), json.dumps(arguments))
             state, settled = _state(path)  # before the file is read: a change meanwhile shows
             before, answer = self._known.pop(key, ("", ""))
@@ -73,11 +73,11 @@ class Memory:
                 self._known[key] = (state, answer)
             return json.loads(answer)
 
-        return recalled  # type: ignore[return-value]
+        return checked  # type: ignore[return-value]
 
 
 def _state(path: str | Path) -> tuple[str, bool]:
-    """What changes with a file's bytes, and whether any later change will show in it.
+    """Give what changes with a file's bytes, and whether any later change will show in it.
 
     The time of change cannot be set, so it tells of tools that put the time of modification back.
     A change within the same tick of the clock as the last one would leave no trace, so only a

@@ -10,6 +10,7 @@ import click
 
 from cache import heads
 from cache.features import Features
+from cache.images import read_row
 from cache.index import ImageRow, images_fingerprint, read_index
 from cache.segments import CRF, FORMAT, ImageMaps, write_maps
 from cache.store import parts

@@ -105,26 +105,26 @@ class DiscriminantStart(KMeansStart):
 def start_at(
     head: Head, centres: np.ndarray, scale: float, metric: Discriminant | None = None
 ) -> None:
-    """Let training start from spherical K-means: logits become scale * cos(token, centre).
+    """Make a head spherical K-means: logits become scale * cos(token, centre).
 
-    The last layer of every branch of a block becomes 0, so that blocks change nothing yet; what is
-    left is the final LayerNorm, which gives tokens of length 1 the length width^1/2 (and removes
-    their mean over the channels, which is next to nothing).
+    The last layer of every branch of a block becomes 0, so that blocks pass tokens on. The final
+    LayerNorm gives unit tokens the length width^1/2 and removes their mean over the channels, which
+    is nearly 0.
 
     Args:
         centres: float32 ``(K, width)``, of length 1.
-        metric: what the projection becomes; the centres and the cosines are then of its rows. None
-            for a head without one.
+        metric: becomes the projection; the centres are then of its rows. None for a head without
+            a projection.
 
     Raises:
-        ValueError: the head changes its tokens otherwise before the blocks, or its last layer is
-            constrained.
+        ValueError: the head changes its tokens in another way before the blocks, or its last layer
+            is constrained.
     """
     projected = isinstance(head.projection, nn.Linear)
     free = projected == (metric is not None) and not head.level_norms
     if not free or parametrize.is_parametrized(head.last):
         raise ValueError(
-            "a head that starts from K-means must take its tokens as they are, or by the "
+            "a head that starts from K-means must take its tokens unchanged, or project them to "
             "discriminants, and have a free last layer, found another projection, norms of levels "
             "or an orthogonal layer"
         )

@@ -48,22 +48,19 @@ class GroupGraph(NamedTuple):
     firsts: np.ndarray | None = None
 
 
-def write_group(
-    folder: Path, name: str, at: tuple[int, int], tiles: np.ndarray, neighbours: Neighbours
+def write_groups(
+    folder: Path,
+    name: str,
+    groups: Mapping[tuple[int, int], Sequence[int] | np.ndarray],
+    neighbours: Neighbours | None = None,
 ) -> None:
-    """Write one group as a part; ``at`` is its round and its number in the round."""
-    with parts.write_part(folder, name) as file:
-        group = file.create_group(f"groups/{at[0]}/{at[1]}")
-        parts.dataset(group, "tiles", np.asarray(tiles, np.int64))
-        _write_neighbours(group, neighbours)
-
-
-def write_groups(folder: Path, name: str, groups: Mapping[tuple[int, int], np.ndarray]) -> None:
-    """Write the tiles of groups that have no graphs of their own, as a part."""
+    """Write the tiles of groups, by round and number, as a part; with the neighbours of a group."""
     with parts.write_part(folder, name) as file:
         for (round_, number), tiles in groups.items():
             group = file.create_group(f"groups/{round_}/{number}")
             parts.dataset(group, "tiles", np.asarray(tiles, np.int64))
+            if neighbours is not None:
+                _write_neighbours(group, neighbours)
 
 
 def write_neighbours(folder: Path, name: str, block: int, neighbours: Neighbours) -> None:

@@ -17,7 +17,6 @@ from cache.graphs import (
     FORMAT,
     Neighbours,
     read_neighbours,
-    write_group,
     write_groups,
     write_neighbours,
     write_pixels,
@@ -187,7 +186,7 @@ def fill_group(job: Job, name: str, at: tuple[int, int], tiles: Sequence[int]) -
     with way_out(FEWER):
         indices, cosines = nearest(rows, neighbour_count(job.k, len(rows)), gpu=job.gpu)
     neighbours = Neighbours(indices.astype(np.int64), cosines)
-    write_group(Path(job.work), name, at, np.asarray(tiles), neighbours)
+    write_groups(Path(job.work), name, {at: tiles}, neighbours)
 
 
 def search_dataset(

@@ -126,7 +126,7 @@ def test_a_graph_of_another_version_is_refused(
 @pytest.mark.parametrize(
     ("stage", "out", "pattern", "slow"),
     [
-        ("graph", "data/graph.h5", "*/part-group-*.h5", "write_group"),
+        ("graph", "data/graph.h5", "*/part-group-*.h5", "write_groups"),
         ("train", "data/head", "*/checkpoint.pt", "heads.save_checkpoint"),
         ("segment", "data/segments.h5", "*/part-*.h5", "write_maps"),
     ],

@@ -18,33 +18,22 @@ LEAST_COARSE = 32  # clusters of the metric, however small K is
 
 
 class Start:
-    """Keeps the weights that were drawn."""
+    """Keeps the drawn weights."""
 
     def width(self, wanted: int | None, channels: int) -> int | None:
-        """Give the head's width, from what was asked for and the channels of its input."""
+        """Give the head's width, from the wanted one and the channels of its input."""
         return wanted
 
     def check(self, wanted: int | None, channels: int, patches: int) -> None:
-        """Raise ValueError where a sample of so many patches cannot be fitted to."""
+        """Raise ValueError where width, channels and sampled patches do not fit each other."""
 
     def apply(self, head: Head, sample: Callable[[], np.ndarray]) -> None:
-        """Set the head's weights.
-
-        Args:
-            sample: reads patches of the head's input, float32 ``(n, channels)``, rows of length 1.
-        """
+        """Set the weights; ``sample`` reads unit rows of the head's input, float32 ``(n, C)``."""
 
 
 @dataclass(frozen=True)
 class KMeansStart(Start):
-    """Makes the head spherical K-means on its input.
-
-    Attributes:
-        clusters: K.
-        scale: of the first logits, which are this times the cosine to each centre.
-        seed: of K-means.
-        gpu: as in `kmeans.fit`.
-    """
+    """Makes the head spherical K-means on its input; fields as of `start_at`, `kmeans.fit`."""
 
     clusters: int
     scale: float
@@ -64,8 +53,8 @@ class DiscriminantStart(KMeansStart):
     """Makes the head spherical K-means under a metric that tells coarse clusters apart.
 
     Attributes:
-        coarse: clusters of each K-means that the metric is made from; None takes half of K, but
-            at least `LEAST_COARSE`, for few clusters see few directions.
+        coarse: clusters of each K-means of the metric; None takes half of K, but at least
+            `LEAST_COARSE`, for few clusters see few directions.
         runs: K-means that the metric is averaged over.
     """
 
@@ -78,7 +67,7 @@ class DiscriminantStart(KMeansStart):
     def check(self, wanted: int | None, channels: int, patches: int) -> None:
         if (wanted or 0) > channels:
             raise ValueError(
-                f"the start keeps at most as many discriminants as the head's input has channels, "
+                "the start keeps at most as many discriminants as the head's input has channels, "
                 f"found {wanted} for {channels} channels"
             )
         if (clusters := self.coarse_clusters(patches)) > patches:
@@ -93,10 +82,8 @@ class DiscriminantStart(KMeansStart):
 
     def apply(self, head: Head, sample: Callable[[], np.ndarray]) -> None:
         points = sample()
-        metric = discriminant.fit(
-            points, head.width, clusters=self.coarse_clusters(len(points)), runs=self.runs,
-            seed=self.seed, gpu=self.gpu,
-        )  # fmt: skip
+        options = {"clusters": self.coarse_clusters(len(points)), "runs": self.runs}
+        metric = discriminant.fit(points, head.width, **options, seed=self.seed, gpu=self.gpu)
         points = metric.rows(points)  # in place of the former, which may be large
         start_at(head, self.centres(points), self.scale, metric)
 

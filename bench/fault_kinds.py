@@ -118,7 +118,7 @@ def told(lab: Lab, folder: Path, stage: str, clue: str, story: str) -> Found:
 
 
 def remove_outputs(folder: Path, stage: str) -> None:
-    """What DVC does before it runs a stage."""
+    """Remove a stage's outputs, as DVC does before it runs the stage."""
     for name in OUTPUTS[stage]:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()

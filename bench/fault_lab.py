@@ -50,7 +50,7 @@ WAY_OUT = re.compile(
 
 
 class Run(NamedTuple):
-    """How a stage ended: its exit status, minus the signal that ended it, None for a hang."""
+    """End of a stage: its exit status, minus the signal that ended it, None for a hang."""
 
     code: int | None
     output: str
@@ -93,7 +93,7 @@ class Lab:
         return shutil.copytree(self.base, folder, dirs_exist_ok=True)
 
     def judge(self, folder: Path, stage: str, clue: str = "", ended: Run | None = None) -> str:
-        """Run a stage in an injured project (unless it ran) and say how it ended.
+        """Run a stage in an injured project, unless it ran, and name the outcome.
 
         Args:
             clue: what a clear error names, a pattern.

@@ -26,7 +26,7 @@ HEADS = ("default", "paper")
 
 
 class Plan(NamedTuple):
-    """How large everything is."""
+    """Sizes of the measured cases."""
 
     extraction: str  # arguments of bench.extraction and bench.training
     step: str

@@ -24,7 +24,7 @@ from cache.graphs import Graphs
 from pipeline.device import choose_device
 from pipeline.head.head import Head
 from pipeline.head.training import Batch, optimiser
-from stages.batches import Source, load_batches, open_source
+from stages.batches import Batches, load_batches, open_source
 from stages.context import make_context
 from stages.extract import extract
 from stages.graph import make_graph
@@ -115,7 +115,7 @@ def _draw(root: Path, name: str, size: tuple[int, int], generator: np.random.Gen
 
 
 class Size(NamedTuple):
-    """How large a project is, and where it computes; the choices of params.yaml otherwise."""
+    """Size and device of a project; other choices are those of params.yaml."""
 
     model: str = "vit_small_patch14_dinov2.lvd142m"
     side: int = 420  # px of the square photos after resizing: 30 x 30 patches of 14
@@ -162,7 +162,7 @@ class Setting:
     graphs: Graphs
     device: torch.device
 
-    def source(self) -> Source:
+    def source(self) -> Batches:
         """Open the source of the batches."""
         params = self.params
         choices = (params.head.levels, params.graph.alpha, params.seed, params.compute.gpu)

@@ -145,7 +145,7 @@ class Online:
             yield from (pixels for _, pixels in decoded)
 
     def batch(self, pixels: Tensor) -> Batch:
-        """What the cache would hold of these pixels, on their device."""
+        """Make the batch that the cache would hold of these pixels, on their device."""
         levels = self.levels(pixels)
         tokens = torch.cat([levels[level] for level in self.params.head.levels], dim=1)
         patches = len(tokens) // len(pixels)

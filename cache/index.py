@@ -46,5 +46,5 @@ def read_index(path: str | Path) -> list[ImageRow]:
 
 
 def images_fingerprint(rows: Sequence[ImageRow]) -> str:
-    """Fingerprint of the images in their order, by content: a new name changes nothing."""
+    """Make a fingerprint of the images in their order, by content: names do not count."""
     return fingerprint([(row.split, row.height, row.width, row.sha256, row.white) for row in rows])

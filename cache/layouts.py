@@ -64,7 +64,7 @@ LAYOUTS = {
 
 
 def find_layout(name: str, classes: int | None) -> Layout:
-    """The layout of that name, whose labels can be read with so many classes.
+    """Find the layout of that name, whose labels can be read with so many classes.
 
     Raises:
         InputError: they cannot; None is for layouts whose classes.txt names them.

@@ -29,17 +29,18 @@ from pipeline.head.training import Batch
 from stages.ahead import ahead
 
 READERS = 8  # threads that load batches for a GPU
+Edges = tuple[np.ndarray, np.ndarray]  # of a pixel graph in CSR form
 
 
 @dataclass(frozen=True)
 class Source:
-    """Makes batches of a cache and a graph file, on the CPU.
+    """A cache and a graph file that batches are made of, on the CPU.
+
+    Its kinds plan the places of an epoch's batches by the seed, and load the batch of a place.
 
     Attributes:
-        cache, graphs: what batches are made of.
         levels: of the head's input.
         alpha: weight of the pixel graph (Eq. 4).
-        seed: of what an epoch takes.
         gpu: search neighbours on the GPU where there is one.
     """
 
@@ -50,20 +51,8 @@ class Source:
     seed: int
     gpu: bool
 
-    def plan(self, epoch: int) -> Iterable[Any]:
-        """Give the places of an epoch's batches, which follow from the seed and the epoch."""
-        raise NotImplementedError
-
-    def load(self, place: Any) -> Batch:
-        """Make the batch of a place."""
-        raise NotImplementedError
-
     def join(
-        self,
-        tiles: np.ndarray,
-        indices: np.ndarray,
-        cosines: np.ndarray,
-        pixels: Sequence[tuple[np.ndarray, np.ndarray]],
+        self, tiles: np.ndarray, indices: np.ndarray, cosines: np.ndarray, pixels: Sequence[Edges]
     ) -> Batch:
         """Join neighbours and pixel graphs of some tiles to their kernel; read their tokens."""
         graph = feature_graph(indices, cosines)
@@ -81,7 +70,7 @@ class StoredGroups(Source):
         order = np.random.default_rng([self.seed, epoch]).permutation(groups)
         return ((epoch % rounds, int(group)) for group in order)
 
-    def load(self, place: tuple[int, int]) -> Batch:
+    def load(self, place: Any) -> Batch:
         """Read a group, given by round and number."""
         tiles, (indices, cosines), firsts = self.graphs.group(*place)
         if firsts is not None:
@@ -101,8 +90,8 @@ class DrawnTiles(Source):
         drawn = np.random.default_rng([self.seed, epoch]).permutation(tiles)
         return cut(drawn, self.cache.sizes(drawn), self.graphs.manifest["groups"])
 
-    def load(self, place: np.ndarray) -> Batch:
-        """Make the batch of these tiles, with the graphs that the manifest describes."""
+    def load(self, place: Any) -> Batch:
+        """Make the batch of tiles, given by ids, with the graphs that the manifest describes."""
         tiles, choices = place, self.graphs.manifest
         rows = unit_rows(self.cache.batch([choices["level"]], tiles).astype(np.float32))
         indices, cosines = nearest(rows, neighbour_count(choices["k"], len(rows)), gpu=self.gpu)
@@ -115,23 +104,19 @@ class DrawnTiles(Source):
         return self.join(tiles, indices, cosines, pixels)
 
 
-SOURCES = {"group": StoredGroups, "dataset": StoredGroups, "batch": DrawnTiles}
+Batches = StoredGroups | DrawnTiles
 
 
 def open_source(
-    cache: Features,
-    graphs: Graphs,
-    levels: Sequence[int | str],
-    alpha: float,
-    seed: int,
-    gpu: bool,
-) -> Source:
-    """Choose the source of batches by the scope of a graph file; arguments as of `Source`."""
-    return SOURCES[graphs.manifest["scope"]](cache, graphs, levels, alpha, seed, gpu)
+    cache: Features, graphs: Graphs, levels: Sequence[int | str], alpha: float, seed: int, gpu: bool
+) -> Batches:
+    """Choose the source of batches by the scope of the graph file; arguments as of `Source`."""
+    kind = DrawnTiles if graphs.manifest["scope"] == "batch" else StoredGroups
+    return kind(cache, graphs, levels, alpha, seed, gpu)
 
 
 def load_batches(
-    source: Source, epochs: range, device: torch.device, waited: list[float]
+    source: Batches, epochs: range, device: torch.device, waited: list[float]
 ) -> Generator[Batch, None, None]:
     """Load every step's batch of these epochs onto its device, ahead of the steps.
 

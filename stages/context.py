@@ -28,7 +28,7 @@ SEED = 0  # of their choice
 
 
 class Job(NamedTuple):
-    """All that a worker needs to fill any shard; small enough to send around."""
+    """All that a worker needs to fill any shard, small enough to send."""
 
     folder: str
     done: str
@@ -39,9 +39,9 @@ class Job(NamedTuple):
 
 
 def make_context(params: Params, features: str, out: str) -> None:
-    """Put every patch of a cache into context, once; write the level as a cache of its own.
+    """Put every patch of a cache into context; write the level as a cache of its own.
 
-    Where no level that graph, head and baseline look at is `context`, the cache holds none.
+    The cache holds no level where graph, head and baseline use none of that name.
 
     Args:
         features: path of the cache that `extract` wrote.
@@ -108,7 +108,7 @@ def fit_context(
 
 
 def fill_shard(job: Job, shard: int) -> None:
-    """Compute and write one shard; it depends on nothing but its arguments and the cache."""
+    """Compute and write one shard."""
     cache, fit = _opened(job)
     starts = cache.tiles["start"]
     first, last = np.searchsorted(starts, np.array([shard, shard + 1]) * job.shard_slots)
@@ -125,7 +125,7 @@ def fill_shard(job: Job, shard: int) -> None:
 
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> tuple[Features, context.Context]:
-    """The cache and the fit; once in each process."""
+    """Open the cache and the fit, once in each process."""
     fit = read_fit(job.folder) or {}
     return Features.open(job.features), context.Context(**fit)
 
@@ -138,8 +138,8 @@ def main(params: str, features: str, out: str) -> None:
     """Put the tokens of every patch into context: the level `context`.
 
     Reads data/features.zarr, fits the whitening to the training split, writes data/context.zarr in
-    the same layout. Where no level that is looked at is `context`, it holds none. Interrupted, it
-    goes on where it was.
+    the same layout; without a level where params.yaml uses no level `context`. Interrupted, it goes
+    on where it was.
     """
     make_context(load(params), features, out)
 

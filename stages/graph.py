@@ -17,7 +17,6 @@ from cache.graphs import (
     FORMAT,
     Neighbours,
     read_neighbours,
-    write_group,
     write_groups,
     write_neighbours,
     write_pixels,
@@ -64,7 +63,7 @@ FEWER = "lower `graph.k` or raise `graph.group_patches`"
 
 
 class Job(NamedTuple):
-    """All that a worker needs to make any part; small enough to send around."""
+    """All that a worker needs to make any part, small enough to send."""
 
     work: str
     features: str
@@ -78,13 +77,13 @@ class Job(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """A way to search neighbours.
+    """A way to search neighbours: in groups, in the data set, or in training's batches.
 
     Attributes:
-        fewest: patches of the smallest search that a plan asks for.
-        rounds: of groups to store, for so many epochs and views.
+        fewest: counts the patches of the smallest search of a plan.
+        rounds: counts the rounds of groups to store, from epochs and views.
         make: writes the parts; gives their names, and facts for the manifest.
-        told: what the user is told.
+        told: the message to the user.
     """
 
     fewest: Callable[[GroupPlan], int]
@@ -138,7 +137,7 @@ def describe(graph: GraphParams, split: str, features: str, plan: GroupPlan) -> 
 def make_no_graphs(
     job: Job, plan: GroupPlan, graph: GraphParams, compute: ComputeParams
 ) -> tuple[list[str], dict[str, Any]]:
-    """Leave the graphs to training: the manifest says how to make them."""
+    """Leave the graphs to training, which finds in the manifest how to make them."""
     return [], {}
 
 
@@ -187,16 +186,13 @@ def fill_group(job: Job, name: str, at: tuple[int, int], tiles: Sequence[int]) -
     with way_out(FEWER):
         indices, cosines = nearest(rows, neighbour_count(job.k, len(rows)), gpu=job.gpu)
     neighbours = Neighbours(indices.astype(np.int64), cosines)
-    write_group(Path(job.work), name, at, np.asarray(tiles), neighbours)
+    write_groups(Path(job.work), name, {at: tiles}, neighbours)
 
 
 def search_dataset(
     job: Job, plan: GroupPlan, graph: GraphParams, compute: ComputeParams
 ) -> tuple[list[str], dict[str, Any]]:
-    """Make pixel graphs, the neighbours over the whole split, and groups that follow them.
-
-    The facts tell how it was searched, and how many of their edges the groups see.
-    """
+    """Make pixel graphs, the neighbours over the whole split, and groups that follow them."""
     work, numbering = Path(job.work), _numbering(job)
     names = make_pixel_graphs(job, plan, graph.pixel, compute)
     facts = index_facts(work)
@@ -263,7 +259,7 @@ def planned_tokens(
 
 
 def own_ids(job: Job, numbering: Numbering, patches: np.ndarray) -> np.ndarray:
-    """The ids, int64 ``(n, 2)`` from and to, that are no neighbours of patches of these numbers."""
+    """Give the range of ids that are no neighbours of each patch: int64 ``(n, 2)``."""
     if not job.other_images:
         return np.stack([patches, patches + 1], axis=1)
     return numbering.image_of(patches)
@@ -303,19 +299,19 @@ def edges_between(
 
 
 def unit_tokens(cache: Features, level: int | str, tiles: Sequence[int]) -> np.ndarray:
-    """Tokens of length 1 of some tiles: float32 ``(patches, C)``."""
+    """Read tokens of some tiles at length 1: float32 ``(patches, C)``."""
     return unit_rows(cache.batch([level], tiles).astype(np.float32))
 
 
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> Features:
-    """The cache; opened once in each process."""
+    """Open the cache, once in each process."""
     return Features.open(job.features).beside(job.context)
 
 
 @lru_cache(maxsize=1)
 def _numbering(job: Job) -> Numbering:
-    """How the patches of the split are numbered; made once in each process."""
+    """Number the patches of the split, once in each process."""
     cache = _opened(job)
     tiles = cache.training_tiles(job.split)
     return Numbering.of(tiles, cache.sizes(tiles), cache.tiles["image"][tiles], job.block)
@@ -323,7 +319,7 @@ def _numbering(job: Job) -> Numbering:
 
 @lru_cache(maxsize=1)
 def _index(job: Job) -> faiss.Index:
-    """The index of all patches; opened once in each process."""
+    """Open the index of all patches, once in each process."""
     index = open_index(job.work)
     return to_gpu(index) if job.gpu else index
 

@@ -74,10 +74,10 @@ def run(
 
 
 def importable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function by a name that workers can import.
+    """Find the function under a name that workers can import.
 
-    In a stage that was started as ``python -m stages.<stage>`` it belongs to ``__main__``, which
-    is another program on a worker.
+    In a stage started as ``python -m stages.<stage>`` it belongs to ``__main__``, which is another
+    program on a worker.
     """
     if function.__module__ != "__main__":
         return function
@@ -91,11 +91,11 @@ def run_parts(
     compute: ComputeParams,
     description: str,
 ) -> list[str]:
-    """Make the parts of an HDF5 file that are not finished; the names of all that are wanted.
+    """Make the parts of an HDF5 file that are not finished; give the names of all.
 
     Args:
         function: ``function(job, name, *arguments)`` makes one part.
-        job: what all parts need; its ``work`` is the folder that they are written to.
+        job: common arguments; its ``work`` is the folder that parts are written to.
         wanted: the other arguments of each part, by its name.
     """
     missing = [
@@ -189,7 +189,7 @@ def _client(scheduler: str) -> Iterator[Any]:
 
 @contextmanager
 def _explained(scheduler: str) -> Iterator[None]:
-    """What Dask raises about the cluster itself, in the words of a user's way out."""
+    """Turn errors of the cluster into `ClusterError`s that name a way out."""
     from distributed.scheduler import KilledWorker
 
     try:
@@ -218,7 +218,7 @@ def _explained(scheduler: str) -> Iterator[None]:
 
 @contextmanager
 def _watched(client: Any) -> Iterator[None]:
-    """Tell the user when the cluster has no worker, for then the jobs wait without end."""
+    """Tell the user while the cluster has no worker, because its jobs wait."""
     over, address = threading.Event(), client.scheduler.address
 
     def watch() -> None:
@@ -272,7 +272,7 @@ _OWN_THREADS = torch.get_num_threads()
 
 
 def _digest_of_code() -> str:
-    """Fingerprint of the sources of this project, and of the version of torch."""
+    """Make a fingerprint of the sources of this project and of the version of torch."""
     root = Path(__file__).parents[1]
     layers = ("cache", "pipeline", "stages")
     files = sorted(path for layer in layers for path in (root / layer).rglob("*.py"))

@@ -30,7 +30,7 @@ from pipeline.head.objective import default_beta
 from pipeline.head.start import DiscriminantStart, KMeansStart, Start
 from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
 from stages import NO_GPU, Stage, way_out
-from stages.batches import Source, load_batches, open_source
+from stages.batches import Batches, load_batches, open_source
 from stages.params import Params, load
 from stages.progress import bar
 from stages.sample import gather
@@ -92,7 +92,7 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
             head = build_head(shape, seed).to(device)
             source = open_source(cache, graphs, levels, params.graph.alpha, seed, gpu)
             begin = partial(start.apply, head, partial(head_input, sample, levels))
-            checkpoint = work / "checkpoint.safetensors"
+            checkpoint = work / "checkpoint.pt"
             rows, waited = fit_head(head, begin, source, params.train, checkpoint)
             fitted = fit_kmeans(sample, head, levels, params.kmeans, seed, gpu)
             fit = cache.fit()
@@ -113,7 +113,7 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
 def fit_head(
     head: Head,
     begin: Callable[[], None],
-    source: Source,
+    source: Batches,
     choices: TrainParams,
     checkpoint: Path,
 ) -> tuple[list[dict], float]:
@@ -145,8 +145,8 @@ def fit_head(
             for row in train_epoch(head, adam, chunk, beta, schedule, epoch * groups, noise):
                 rows.append({"step": len(rows), **row})
                 progress.update(task, advance=1, description=f"training, loss {row['loss']:.4f}")
-            state = heads.flatten_module(head) | heads.flatten_optimiser(adam)
-            heads.save_checkpoint(checkpoint, state, {"epoch": epoch + 1, "rows": rows})
+            state = {"head": head.state_dict(), "adam": adam.state_dict()}
+            heads.save_checkpoint(checkpoint, {**state, "epoch": epoch + 1, "rows": rows})
     head.eval()
     return rows, waited[0] / (time.perf_counter() - began)
 
@@ -159,11 +159,10 @@ def resume(
     if stored is None:
         begin()
         return 0, []
-    state, facts = stored
-    heads.restore_module(head, state)
-    heads.restore_optimiser(adam, state)
-    click.echo(f"resumed: {facts['epoch']} epochs were finished")
-    return facts["epoch"], facts["rows"]
+    head.load_state_dict(stored["head"])
+    adam.load_state_dict(stored["adam"])
+    click.echo(f"resumed: {stored['epoch']} epochs were finished")
+    return stored["epoch"], stored["rows"]
 
 
 def head_shape(choices: HeadParams, clusters: int, start: Start, cache: Features) -> dict[str, Any]:

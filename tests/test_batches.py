@@ -29,7 +29,7 @@ def drawn(project: Project) -> Project:
     return project
 
 
-def opened(graphs: Graphs) -> batches.Source:
+def opened(graphs: Graphs) -> batches.Batches:
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
     choices = params.load()
     return batches.open_source(
@@ -82,7 +82,7 @@ def test_no_graph_is_stored_and_a_killed_training_ends_the_same(drawn: Project) 
     curve = Path("results/curve.csv").read_text()
     assert len(curve.splitlines()) == 1 + 30 * 2
     shutil.rmtree("data/head")
-    kill_when("train", "*/checkpoint.safetensors", 1, "heads.save_checkpoint")
+    kill_when("train", "*/checkpoint.pt", 1, "heads.save_checkpoint")
     result = drawn.run("train")
     assert result.exit_code == 0 and "resumed" in result.output, result.output
     assert tree_bytes(Path("data/head")) == expected

@@ -116,5 +116,5 @@ def test_a_metric_needs_a_projection() -> None:
     points, _ = stretched()
     metric = discriminant.fit(points, 16, **CHOICES)
     head = Head([16], 7, None, 1, 16, 20, level_norm=False, orthogonal=False)
-    with pytest.raises(ValueError, match="or by the discriminants"):
+    with pytest.raises(ValueError, match="or project them to discriminants"):
         start_at(head, np.eye(7, 16, dtype=np.float32), 10.0, metric)

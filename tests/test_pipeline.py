@@ -126,8 +126,8 @@ def test_a_graph_of_another_version_is_refused(
 @pytest.mark.parametrize(
     ("stage", "out", "pattern", "slow"),
     [
-        ("graph", "data/graph.h5", "*/part-group-*.h5", "write_group"),
-        ("train", "data/head", "*/checkpoint.safetensors", "heads.save_checkpoint"),
+        ("graph", "data/graph.h5", "*/part-group-*.h5", "write_groups"),
+        ("train", "data/head", "*/checkpoint.pt", "heads.save_checkpoint"),
         ("segment", "data/segments.h5", "*/part-*.h5", "write_maps"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_diverging_loss_keeps_the_last_good_checkpoint(
     monkeypatch.setattr(training, "train_step", diverging)
     project.fails("train", "the loss must stay finite", "lower `train.lr`")
     assert not Path("data/head").exists()
-    (checkpoint,) = Path("data/.work").glob("head-*/checkpoint.safetensors")
+    (checkpoint,) = Path("data/.work").glob("head-*/checkpoint.pt")
     state = load_file(checkpoint)
     assert all(
         torch.isfinite(values).all() for values in state.values() if values.is_floating_point()

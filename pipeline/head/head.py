@@ -72,7 +72,7 @@ class Head(nn.Module):
             parametrizations.orthogonal(self.last, orthogonal_map="cayley")
 
     def features(self, tokens: Tensor, sizes: list[int]) -> Tensor:
-        """The features before the linear layer, ``(N, width)``, after the final LayerNorm.
+        """Compute the features ``(N, width)`` after the final LayerNorm, before the linear layer.
 
         Args:
             tokens: float32 ``(N, sum of channels)``, tile after tile.
@@ -94,11 +94,7 @@ class Head(nn.Module):
         return self.norm(x)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """The blocks' input ``(N, width)``: the levels' LayerNorms, then the projection.
-
-        Args:
-            tokens: float32 ``(N, sum of channels)``.
-        """
+        """Compute the blocks' input ``(N, width)``: the levels' LayerNorms, then the projection."""
         if not self.level_norms:
             return self.projection(tokens)
         levels = tokens.split(self.channels, dim=1)
@@ -113,7 +109,7 @@ class Head(nn.Module):
         return F.linear(tokens, weight * gain, self.projection.bias + weight @ bias)
 
     def forward(self, tokens: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """Features ``(N, width)`` and logits ``(N, K)``; see `features` for the arguments."""
+        """Compute features ``(N, width)`` and logits ``(N, K)``; arguments as of `features`."""
         features = self.features(tokens, sizes)
         return features, self.last(features)
 
@@ -121,7 +117,8 @@ class Head(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: linear attention within each tile, then an MLP.
 
-    ``inner`` are the channels of all attention heads together.
+    Args:
+        inner: channels of all attention heads together.
     """
 
     def __init__(
@@ -143,7 +140,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
     def attention(self, x: Tensor, sizes: list[int]) -> Tensor:
-        """``(N, width)`` after the first half of the block."""
+        """Compute the first half of the block: ``(N, width)``."""
         return x + self.out(self._attend(self.qkv(self.norm_attention(x)), sizes))
 
     def _attend(self, qkv: Tensor, sizes: list[int]) -> Tensor:
@@ -169,11 +166,10 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def initialise(head: Head, generator: torch.Generator) -> None:
-    """Draw the head's parameters: linear weights truncated normal (0.02), biases 0, norms 1 and 0.
+    """Draw the parameters of a head on the CPU: truncated normal weights (0.02), biases 0.
 
-    The last layer's weight is made orthogonal where it is constrained so. The same CPU generator
-    state gives the same head, whatever torch's global generator holds. The head must still be on
-    the CPU.
+    A constrained last layer becomes orthogonal. The head follows from the CPU generator alone, not
+    from torch's global one.
     """
     for module in head.modules():
         if isinstance(module, nn.LayerNorm):

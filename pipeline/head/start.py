@@ -18,33 +18,22 @@ LEAST_COARSE = 32  # clusters of the metric, however small K is
 
 
 class Start:
-    """Keeps the weights that were drawn."""
+    """Keeps the drawn weights."""
 
     def width(self, wanted: int | None, channels: int) -> int | None:
-        """Give the head's width, from what was asked for and the channels of its input."""
+        """Give the head's width, from the wanted one and the channels of its input."""
         return wanted
 
     def check(self, wanted: int | None, channels: int, patches: int) -> None:
-        """Raise ValueError where a sample of so many patches cannot be fitted to."""
+        """Raise ValueError where width, channels and sampled patches do not fit each other."""
 
     def apply(self, head: Head, sample: Callable[[], np.ndarray]) -> None:
-        """Set the head's weights.
-
-        Args:
-            sample: reads patches of the head's input, float32 ``(n, channels)``, rows of length 1.
-        """
+        """Set the weights; ``sample`` reads unit rows of the head's input, float32 ``(n, C)``."""
 
 
 @dataclass(frozen=True)
 class KMeansStart(Start):
-    """Makes the head spherical K-means on its input.
-
-    Attributes:
-        clusters: K.
-        scale: of the first logits, which are this times the cosine to each centre.
-        seed: of K-means.
-        gpu: as in `kmeans.fit`.
-    """
+    """Makes the head spherical K-means on its input; fields as of `start_at`, `kmeans.fit`."""
 
     clusters: int
     scale: float
@@ -64,8 +53,8 @@ class DiscriminantStart(KMeansStart):
     """Makes the head spherical K-means under a metric that tells coarse clusters apart.
 
     Attributes:
-        coarse: clusters of each K-means that the metric is made from; None takes half of K, but
-            at least `LEAST_COARSE`, for few clusters see few directions.
+        coarse: clusters of each K-means of the metric; None takes half of K, but at least
+            `LEAST_COARSE`, for few clusters see few directions.
         runs: K-means that the metric is averaged over.
     """
 
@@ -78,7 +67,7 @@ class DiscriminantStart(KMeansStart):
     def check(self, wanted: int | None, channels: int, patches: int) -> None:
         if (wanted or 0) > channels:
             raise ValueError(
-                f"the start keeps at most as many discriminants as the head's input has channels, "
+                "the start keeps at most as many discriminants as the head's input has channels, "
                 f"found {wanted} for {channels} channels"
             )
         if (clusters := self.coarse_clusters(patches)) > patches:
@@ -93,10 +82,8 @@ class DiscriminantStart(KMeansStart):
 
     def apply(self, head: Head, sample: Callable[[], np.ndarray]) -> None:
         points = sample()
-        metric = discriminant.fit(
-            points, head.width, clusters=self.coarse_clusters(len(points)), runs=self.runs,
-            seed=self.seed, gpu=self.gpu,
-        )  # fmt: skip
+        options = {"clusters": self.coarse_clusters(len(points)), "runs": self.runs}
+        metric = discriminant.fit(points, head.width, **options, seed=self.seed, gpu=self.gpu)
         points = metric.rows(points)  # in place of the former, which may be large
         start_at(head, self.centres(points), self.scale, metric)
 
@@ -105,26 +92,26 @@ class DiscriminantStart(KMeansStart):
 def start_at(
     head: Head, centres: np.ndarray, scale: float, metric: Discriminant | None = None
 ) -> None:
-    """Let training start from spherical K-means: logits become scale * cos(token, centre).
+    """Make a head spherical K-means: logits become scale * cos(token, centre).
 
-    The last layer of every branch of a block becomes 0, so that blocks change nothing yet; what is
-    left is the final LayerNorm, which gives tokens of length 1 the length width^1/2 (and removes
-    their mean over the channels, which is next to nothing).
+    The last layer of every branch of a block becomes 0, so that blocks pass tokens on. The final
+    LayerNorm gives unit tokens the length width^1/2 and removes their mean over the channels, which
+    is nearly 0.
 
     Args:
         centres: float32 ``(K, width)``, of length 1.
-        metric: what the projection becomes; the centres and the cosines are then of its rows. None
-            for a head without one.
+        metric: becomes the projection; the centres are then of its rows. None for a head without
+            a projection.
 
     Raises:
-        ValueError: the head changes its tokens otherwise before the blocks, or its last layer is
-            constrained.
+        ValueError: the head changes its tokens in another way before the blocks, or its last layer
+            is constrained.
     """
     projected = isinstance(head.projection, nn.Linear)
     free = projected == (metric is not None) and not head.level_norms
     if not free or parametrize.is_parametrized(head.last):
         raise ValueError(
-            "a head that starts from K-means must take its tokens as they are, or by the "
+            "a head that starts from K-means must take its tokens unchanged, or project them to "
             "discriminants, and have a free last layer, found another projection, norms of levels "
             "or an orthogonal layer"
         )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from torch import nn
 from cache.store.errors import InputError
 
 _TRIED = (64, 96)  # px: rows and columns of the image that a model is tried on
+_LOADED = ("blocks.", "patch_embed.")  # weights that a checkpoint must have
 FOLDER = "local-dir:"  # timm's prefix of a model in a folder
 CARRIED = "backbone"  # folder below a head, in which a small backbone travels
 MOST_BYTES = 64 << 20  # of weights that travel
@@ -42,10 +46,11 @@ def load_backbone(model: str, weights: str | None) -> nn.Module:
         )
     overlay = {"file": weights} if weights else None
     try:
-        created = timm.create_model(
-            model, pretrained=True, num_classes=0, dynamic_img_size=True,
-            pretrained_cfg_overlay=overlay,
-        )  # fmt: skip
+        with _missing_keys() as missing:
+            created = timm.create_model(
+                model, pretrained=True, num_classes=0, dynamic_img_size=True,
+                pretrained_cfg_overlay=overlay,
+            )  # fmt: skip
     except TypeError as error:
         raise InputError(
             f"{model} takes no images of varying size ({error}): choose a ViT of timm "
@@ -53,12 +58,39 @@ def load_backbone(model: str, weights: str | None) -> nn.Module:
         ) from error
     except Exception as error:  # timm, torch, safetensors and the hub each raise types of their own
         raise InputError(_why(model, weights, error)) from error
+    if any(f" {name}" in keys.replace("(", " ") for name in _LOADED for keys in missing):
+        raise InputError(
+            f"the checkpoint {weights or model} must hold the weights of {model} under timm's "
+            f"names, found others: they would be random. {missing[0][:200]} ... Save what lies "
+            "below `teacher`, `backbone.` or the like as a file of its own."
+        )
     if not all(hasattr(created, name) for name in ("blocks", "patch_embed", "num_prefix_tokens")):
         raise InputError(
             f"{model} is no vision transformer: choose one of timm.list_models('vit*')."
         )
     _check_grid(created.eval().requires_grad_(False), model)
     return created
+
+
+@contextmanager
+def _missing_keys() -> Iterator[list[str]]:
+    """What timm logs of weights that are not in a checkpoint: it leaves them random."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("Missing keys"):
+                said.append(record.getMessage())
+
+    logger, listener = logging.getLogger("timm.models._builder"), Listener()
+    level = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(listener)
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,30 @@ def test_a_convolutional_stem_is_refused_where_the_model_is_opened(tmp_path: Pat
     save_file(model.state_dict(), tmp_path / "hybrid.safetensors")
     with pytest.raises(InputError, match=r"96 for 96 x 64 px, found 6 tokens\. Supported are ViTs"):
         load_backbone("vit_tiny_r_s16_p8_224", str(tmp_path / "hybrid.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "good"),
+    [
+        (lambda state: state, True),
+        (lambda state: {"model": state}, True),
+        (lambda state: {"state_dict": {f"module.{name}": v for name, v in state.items()}}, True),
+        (lambda state: {"teacher": {f"backbone.{name}": v for name, v in state.items()}}, False),
+        (lambda state: {f"encoder.{name}": value for name, value in state.items()}, False),
+    ],
+    ids=["plain", "model", "parallel", "teacher", "prefix"],
+)
+def test_a_checkpoint_under_other_names_does_not_leave_random_weights(
+    tmp_path: Path, wrap: Callable[[dict], dict], good: bool
+) -> None:
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    torch.save(wrap(state), tmp_path / "weights.pth")
+    if good:
+        loaded = load_backbone("test_vit", str(tmp_path / "weights.pth")).state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in state.items())
+        return
+    with pytest.raises(InputError, match=r"weights\.pth must hold the weights of test_vit"):
+        load_backbone("test_vit", str(tmp_path / "weights.pth"))
 
 
 # Names in any script

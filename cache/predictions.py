@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cache import exports
 from cache.store.artefact import (
     partial_name,
     read_json,
@@ -28,8 +29,8 @@ _ROW, _TEXT = 24, 15  # px of the legend: a row, its letters
 
 
 def outputs(out: str | Path) -> list[Path]:
-    """All that this module writes below ``out``, beside the manifest."""
-    names = ("labels", "overlays", "classes.txt", "legend.png", "areas.csv")
+    """All label maps, pictures and exports below ``out``, beside the manifest."""
+    names = ("labels", "overlays", "classes.txt", "legend.png", "areas.csv", *exports.FILES)
     return [Path(out) / name for name in names]
 
 
@@ -97,18 +98,6 @@ def write_classes(out: str | Path, classes: Sequence[str], colours: np.ndarray) 
     """
     write_class_list(out, classes)
     write_bytes(Path(out) / "legend.png", _encode(_legend([*classes, "no class"], colours), "PNG"))
-
-
-def legend_below(picture: np.ndarray, names: Sequence[str], colours: np.ndarray) -> np.ndarray:
-    """A picture uint8 ``(H, W, 3)`` with a legend below it, in as many columns as fit."""
-    entries = [_legend([name], colour[None]) for name, colour in zip(names, colours, strict=True)]
-    wide = picture.shape[1]
-    column = min(wide, max(entry.width for entry in entries))
-    columns = max(1, wide // column)
-    below = Image.new("RGB", (wide, _ROW * -(-len(entries) // columns)), "white")
-    for i, entry in enumerate(entries):
-        below.paste(entry, (i % columns * column, i // columns * _ROW))
-    return np.concatenate([picture, np.asarray(below)])
 
 
 def write_areas(out: str | Path, classes: Sequence[str], areas: Mapping[str, np.ndarray]) -> None:

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
+from click.core import ParameterSource
 
-from cache import predictions
+from cache import exports, predictions
+from cache import results as store
 from cache.names import NO_CLASS, PREDICTOR, Names, read_names
 from cache.store.errors import InputError
+from pipeline.maps.named import named, region_pixels
 from stages.colours import class_colours, colour, overlay, palette
 
 OPACITY = 0.6
+NEARLY_ALL = 0.95  # of a photo: what one merged segment should not cover
 
 
 class Naming(NamedTuple):
-    """What the label maps hold: ``values[cluster]``, and uint8 ``(n, 3)`` colours by value."""
+    """What the label maps hold: ``values[cluster]``, and uint8 ``(n, 3)`` colours by value.
+
+    Where a person gave ``names``, parts of clusters and single regions may have others.
+    """
 
     values: np.ndarray
     colours: np.ndarray
     classes: list[str]
+    names: Names | None = None
+
+    def labels(
+        self, ids: np.ndarray, seconds: np.ndarray | None, sha256: Callable[[], str]
+    ) -> np.ndarray:
+        """The label map of a photo.
+
+        Args:
+            ids: clusters ``(H, W)``.
+            seconds: ``(h, w)``, those that came second at the patch grid.
+            sha256: gives that of the photo's file, by which corrections know it.
+        """
+        if self.names is None:
+            return self.values[ids]
+        labels = named(ids, seconds, self.values, self.names.by_rival)
+        for one in self.names.corrections_of(sha256()) if self.names.corrections else []:
+            labels[region_pixels(one.cells, ids, one.cluster)] = one.value
+        return labels
 
 
 def cluster_names(k: int) -> Naming:
@@ -36,8 +63,11 @@ def class_names(mapping: np.ndarray, classes: list[str]) -> Naming:
 
 
 def given_names(names: Names) -> Naming:
-    """Label values are the indices of the names that a person gave."""
-    return Naming(names.values, class_colours(len(names.classes)), names.classes)
+    """Label values are the indices of the names that a person gave, with the atlas's colours."""
+    colours = class_colours(len(names.classes))
+    if names.colours is not None:
+        colours[:-1] = names.colours
+    return Naming(names.values, colours, names.classes, names)
 
 
 def segments_of(manifest: dict[str, Any], merge_to: int | None) -> int:
@@ -64,38 +94,86 @@ def find_names(path: str, manifest: dict[str, Any], predictor: str, k: int) -> N
     return read_names(path, manifest["fingerprint"], k)
 
 
-def write_named(
+def write_map(
     out: str | Path, name: str, image: np.ndarray, labels: np.ndarray, naming: Naming
 ) -> np.ndarray:
-    """Write the label map of a photo and, with a legend below, its overlay.
+    """Write the label map of a photo and its overlay, both of the photo's size.
 
     Args:
         image: uint8 ``(H, W, 3)``.
-        labels: uint8 ``(H, W)``, `NO_CLASS` where there is none.
+        labels: ``(H, W)`` of `Naming.values`.
 
     Returns:
         int64 ``(classes + 1,)``: pixels of every class and, last, of none.
     """
     n = len(naming.classes)
     picture = overlay(image, labels, naming.colours, OPACITY)
-    areas = np.bincount(np.minimum(labels, n).ravel(), minlength=n + 1)
-    present = np.flatnonzero(areas)
-    words = [*naming.classes, "no class"]
-    picture = predictions.legend_below(
-        picture, [words[i] for i in present], naming.colours[present]
-    )
     predictions.write_prediction(out, name, labels, png_colours(naming), picture)
-    return areas
+    return np.bincount(np.minimum(labels, n).ravel(), minlength=n + 1)
 
 
-def write_plain(
-    out: str | Path, name: str, image: np.ndarray, labels: np.ndarray, naming: Naming
-) -> None:
-    """Write the label map of a photo and its overlay; arguments as in `write_named`."""
-    picture = overlay(image, labels, naming.colours, OPACITY)
-    predictions.write_prediction(out, name, labels, png_colours(naming), picture)
+def check_export(out: str, export: str | None, naming: Naming) -> None:
+    """Raise InputError where a data set is wanted that cannot be."""
+    if export and (not naming.classes or export == out):
+        raise InputError(
+            f"a data set needs classes (--names or --mapping) and a folder other than --out, found "
+            f"{len(naming.classes)} classes and {export}: correct --export."
+        )
+
+
+def open_exports(formats: Sequence[str], out: str | Path, naming: Naming) -> list[exports.Writer]:
+    """Open the files for other tools, of names of `exports.FORMATS`; they need classes."""
+    if formats and not naming.classes:
+        raise InputError(
+            f"--format {formats[0]} needs classes, found cluster ids: give --names or --mapping."
+        )
+    chosen = dict.fromkeys(formats)
+    return [exports.FORMATS[name](out, naming.classes, naming.colours) for name in chosen]
 
 
 def png_colours(naming: Naming) -> np.ndarray:
     """uint8 ``(256, 3)`` by label value, where 255 may mean "no class"."""
     return colour(np.arange(NO_CLASS + 1), naming.colours)
+
+
+def covers_nearly_all(clusters: np.ndarray) -> bool:
+    """Whether one segment covers nearly all of a label map."""
+    return bool(np.bincount(clusters.ravel()).max() > NEARLY_ALL * clusters.size)
+
+
+def warn_of_merging(flat: Sequence[str], photos: int, merge_to: int) -> None:
+    """Say that merging has left one segment in photos, and what to choose instead."""
+    some = ", ".join(flat[:3]) + ", ..." * (len(flat) > 3)
+    click.echo(
+        f"Warning: in {len(flat)} of {photos} photos ({some}) one segment covers more than "
+        f"{NEARLY_ALL:.0%}: --merge-to {merge_to} may merge too much. Try --merge-to "
+        f"{2 * merge_to}, or leave it out and name the clusters in the atlas (--names).",
+        err=True,
+    )
+
+
+def find_mapping(path: str, head: str) -> store.ClassMapping | None:
+    """The mapping from clusters to classes, None for cluster ids.
+
+    Raises:
+        InputError: the mapping that was asked for is missing or belongs to another head. The
+            default one may be so: that is said and cluster ids are written.
+    """
+    if path == "none":
+        return None
+    try:
+        mapping = next(iter(store.read_mappings(path).values()))
+        if mapping.head != head:
+            raise InputError(
+                f"{path} must belong to this head ({head}), found the mapping of {mapping.head}: "
+                "run `eigenseg eval` (or `dvc repro eval`) with this head."
+            )
+        if mapping.fitted_on is None:
+            raise InputError(f"{path} must name classes, found none: there were no labels.")
+    except InputError as error:
+        given = click.get_current_context().get_parameter_source("mapping")
+        if given is not ParameterSource.DEFAULT:
+            raise InputError(f"{error} `--mapping none` writes cluster ids.") from error
+        click.echo(f"{error} Cluster ids are written instead of classes.", err=True)
+        return None
+    return mapping

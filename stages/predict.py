@@ -3,45 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import numpy as np
 import torch
-from click.core import ParameterSource
 
-from cache import heads, predictions
+from cache import exports, heads, predictions
 from cache import results as store
 from cache.backbone import FOLDER, facts, load_backbone, weights_hash
 from cache.images import Photo, cut_tile, find_photos, read_image, resize
 from cache.names import Names
 from cache.segments import PREDICTORS
-from cache.store.artefact import fingerprint
+from cache.store.artefact import file_hash, fingerprint
 from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
 from pipeline.features import context
 from pipeline.features.tiles import Tile, plan_tiles
 from pipeline.features.vit import Backbone, Levels, half_tokens
 from pipeline.maps.crf import CRFS, check_crf, label_map
-from pipeline.maps.predictors import Inputs, Predictors, Window, restore, score_maps, window
+from pipeline.maps.predictors import (
+    Inputs,
+    Predictors,
+    Window,
+    restore,
+    runner_up,
+    score_maps,
+    window,
+)
 from stages import Stage, way_out
 from stages.naming import (
     Naming,
+    check_export,
     check_names,
     class_names,
     cluster_names,
+    covers_nearly_all,
+    find_mapping,
     find_names,
     given_names,
+    open_exports,
     png_colours,
     segments_of,
-    write_named,
-    write_plain,
+    warn_of_merging,
+    write_map,
 )
 from stages.progress import track
 
 # By name, for evaluation is out of reach here: it is next to the ground truth.
-MATCHINGS = ("majority_iou", "majority_count", "hungarian")
+# The first is the default: the likeliest class of a pixel. Papers print scores by majority_iou,
+# which gives small classes more than their share; `eval` has it first.
+MATCHINGS = ("majority_count", "majority_iou", "hungarian")
 SPLIT = "train"  # of a data set that is exported
 CONTEXT = "context"  # the level that is made of others
 TILING = ("short_side", "window", "stride")
@@ -84,6 +98,7 @@ def predict(
     *,
     names: Names | None = None,
     export: str | None = None,
+    formats: Sequence[str] = (),
     weights: str | None = None,
     device: str = "auto",
 ) -> None:
@@ -96,6 +111,7 @@ def predict(
         mapping: what the clusters are called; None for cluster ids.
         names: what a person called them, in place of a mapping.
         export: folder of a data set to write: these images, their labels, classes.txt.
+        formats: of `exports.FORMATS`, further files for other tools in ``out``.
         weights: of the backbone, where they have moved.
         device: auto, cpu or cuda.
 
@@ -106,12 +122,13 @@ def predict(
         hardware = choose_device(device)
     check_crf(choices.crf, choices.temperature)
     loaded = heads.load_head(head)
-    targets = Targets(out, export, named=names is not None)
+    targets = Targets(out, export)
     photos = find_photos(images, [path for paths in targets.owned.values() for path in paths])
     k = segments_of(loaded[2], choices.merge_to)
     naming = naming_of(k, mapping, names, choices)
     check_names(naming, k)
-    check_export(targets, naming)
+    check_export(out, export, naming)
+    writers = open_exports(formats, out, naming)
     origin = {
         "head": loaded[2]["fingerprint"],
         **choices._asdict(),
@@ -126,36 +143,25 @@ def predict(
         predictions.write_classes(out, naming.classes, naming.colours)
     if export:
         predictions.write_class_list(export, naming.classes)
-    faults = list(write_all(targets, photos, model, naming, choices))
+    faults = list(write_all(targets, writers, photos, model, naming, choices))
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
     by = f"{len(names.classes)} names" if names else f"classes by {choices.matching}"
-    kind = by if naming.classes else "cluster ids"
-    click.echo(f"{written}, {kind} of {choices.predictor}")
+    click.echo(f"{written}, {by if naming.classes else 'cluster ids'} of {choices.predictor}")
 
 
 class Targets(NamedTuple):
-    """The folder of label maps, perhaps one of a data set; whether a person gave the names."""
+    """The folder of label maps, and perhaps one of a data set."""
 
     out: str
     export: str | None
-    named: bool
 
     @property
     def owned(self) -> dict[str, list[Path]]:
         """What is written below each folder."""
         folders = {self.out: predictions.outputs(self.out)}
         return folders | ({self.export: predictions.samples(self.export)} if self.export else {})
-
-
-def check_export(targets: Targets, naming: Naming) -> None:
-    """Raise InputError where a data set is wanted that cannot be."""
-    if targets.export and (not naming.classes or targets.export == targets.out):
-        raise InputError(
-            f"a data set needs classes (--names or --mapping) and a folder other than --out, found "
-            f"{len(naming.classes)} classes and {targets.export}: correct --export."
-        )
 
 
 def naming_of(
@@ -165,33 +171,6 @@ def naming_of(
     if names is not None or mapping is None:
         return given_names(names) if names is not None else cluster_names(k)
     return class_names(mapping.clusters[choices.predictor][choices.matching], mapping.classes)
-
-
-def find_mapping(path: str, head: str) -> store.ClassMapping | None:
-    """The mapping from clusters to classes, None for cluster ids.
-
-    Raises:
-        InputError: the mapping that was asked for is missing or belongs to another head. The
-            default one may be so: that is said and cluster ids are written.
-    """
-    if path == "none":
-        return None
-    try:
-        mapping = next(iter(store.read_mappings(path).values()))
-        if mapping.head != head:
-            raise InputError(
-                f"{path} must belong to this head ({head}), found the mapping of {mapping.head}: "
-                "run `eigenseg eval` (or `dvc repro eval`) with this head."
-            )
-        if mapping.fitted_on is None:
-            raise InputError(f"{path} must name classes, found none: there were no labels.")
-    except InputError as error:
-        given = click.get_current_context().get_parameter_source("mapping")
-        if given is not ParameterSource.DEFAULT:
-            raise InputError(f"{error} `--mapping none` writes cluster ids.") from error
-        click.echo(f"{error} Cluster ids are written instead of classes.", err=True)
-        return None
-    return mapping
 
 
 def load_model(
@@ -251,6 +230,7 @@ def open_backbone(extracted: dict[str, Any], weights: str | None) -> Backbone:
 
 def write_all(
     targets: Targets,
+    writers: Sequence[exports.Writer],
     photos: Sequence[Photo],
     model: Model,
     naming: Naming,
@@ -258,37 +238,43 @@ def write_all(
 ) -> Iterator[str]:
     """Write the label map and the overlay of every photo; what is wrong with the bad ones."""
     way_out = "Replace or remove the file, then run predict again."
-    areas = {}
+    areas, flat = {}, []
     for photo in track(photos, "segmenting"):
         try:
             image = read_image(photo.path, way_out)
-            clusters = segment_image(model, image, choices)
+            clusters, seconds = segment_image(model, image, choices)
         except InputError as error:
             yield str(error)
             continue
         except ValueError as error:
             yield f"{photo.path}: {error}"
             continue
-        labels = naming.values[clusters]
-        if targets.named:
-            areas[photo.name] = write_named(targets.out, photo.name, image, labels, naming)
-        else:
-            write_plain(targets.out, photo.name, image, labels, naming)
+        flat += [photo.name] * covers_nearly_all(clusters)
+        labels = naming.labels(clusters, seconds, partial(file_hash, photo.path))
+        areas[photo.name] = write_map(targets.out, photo.name, image, labels, naming)
+        for writer in writers:
+            writer.add(photo.name, photo.path.suffix, labels)
         if targets.export:
             sample = (SPLIT, photo.name, photo.path, labels, png_colours(naming))
             predictions.write_sample(targets.export, *sample)
-    if targets.named:
+    if naming.classes:
         predictions.write_areas(targets.out, naming.classes, areas)
+    for writer in writers:
+        writer.close()
+    if choices.merge_to and flat:
+        warn_of_merging(flat, len(photos), choices.merge_to)
 
 
-def segment_image(model: Model, image: np.ndarray, choices: Choices) -> np.ndarray:
+def segment_image(
+    model: Model, image: np.ndarray, choices: Choices
+) -> tuple[np.ndarray, np.ndarray]:
     """Cluster ids of one image, as extract and segment would find them.
 
     Args:
         image: uint8 ``(H, W, 3)``.
 
     Returns:
-        uint16 ``(H, W)``.
+        uint16 ``(H, W)``; and those that come second, int64 ``(h, w)`` at the patch grid.
 
     Raises:
         ValueError: features that are not finite.
@@ -305,7 +291,8 @@ def segment_image(model: Model, image: np.ndarray, choices: Choices) -> np.ndarr
     )
     scores, refiner = getattr(maps, choices.predictor), CRFS[choices.crf]
     logits = choices.predictor == "ours"
-    return label_map(scores, height, width, image, refiner, logits=logits)
+    ids = label_map(scores, height, width, image, refiner, logits=logits)
+    return ids, runner_up(scores)[0]
 
 
 def read_windows(model: Model, resized: np.ndarray, tiles: Sequence[Tile]) -> Iterator[Window]:
@@ -360,8 +347,21 @@ def levels_of(
 @click.option("--mapping", default="results/mapping.json", help="Classes of clusters, or `none`.")
 @click.option("--names", help="names.json of the atlas, in place of a mapping.")
 @click.option("--export", help="Folder of a data set to write: images, labels, classes.txt.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(tuple(exports.FORMATS)),
+    help="Further files in --out for other tools; may be given twice.",
+)
 @click.option("--predictor", default="ours", type=click.Choice(PREDICTORS), help="Whose clusters.")
-@click.option("--matching", default=MATCHINGS[0], type=click.Choice(MATCHINGS), help="Of classes.")
+@click.option(
+    "--matching",
+    default=MATCHINGS[0],
+    type=click.Choice(MATCHINGS),
+    help="How clusters took classes: the likeliest of a pixel, or as papers print scores "
+    "(majority_iou, which eval shows first).",
+)
 @click.option("--weights", help="The backbone's weights, if they have moved.")
 @click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="Where.")
 @click.option(
@@ -373,15 +373,17 @@ def levels_of(
 @click.option("--merge-to", type=click.IntRange(min=2), help="As `segment.merge_to`.")
 def main(
     images: tuple[str, ...], out: str, head: str, mapping: str, names: str | None,
-    export: str | None, predictor: str, matching: str, weights: str | None, device: str,
-    temperature: float | None, crf: str, merge_to: int | None,
+    export: str | None, formats: tuple[str, ...], predictor: str, matching: str,
+    weights: str | None, device: str, temperature: float | None, crf: str,
+    merge_to: int | None,
 ) -> None:  # fmt: skip
     """Segment new IMAGES (files, and folders with all below them) with a trained head.
 
     Reads the images, data/head and, for the names of the classes, results/mapping.json or what
     --names gives. Writes labels/<name>.png with class indices (255 = none) or, without a mapping,
-    cluster ids, overlays/<name>.jpg, classes.txt and legend.png to the folder --out; with --names
-    also areas.csv, and legends below the overlays.
+    cluster ids, overlays/<name>.jpg, classes.txt, legend.png and areas.csv (pixels of each class in
+    each photo) to the folder --out; with --format coco also coco/instances.json and panoptic.json,
+    with --format label_studio predictions for Label Studio.
     """
     manifest = heads.load_head(head)[2]
     k = segments_of(manifest, merge_to)
@@ -389,8 +391,8 @@ def main(
     found = None if given else find_mapping(mapping, manifest["fingerprint"])
     choices = Choices(predictor, matching, temperature, crf, merge_to)
     predict(
-        images, out, head, found, choices, names=given, export=export, weights=weights,
-        device=device,
+        images, out, head, found, choices, names=given, export=export, formats=formats,
+        weights=weights, device=device,
     )  # fmt: skip
 
 

@@ -142,7 +142,9 @@ def test_windows_and_keys_equal_extract_and_segment(
     _, _, manifest = head = heads.load_head("data/head")
     manifest["backbone"]["params"]["batch"] = 4
     model = predict.load_model(head, None, torch.device("cpu"))
-    found = predict.segment_image(model, read_image("photos/images/val/000.jpg"), predict.Choices())
+    found, _ = predict.segment_image(
+        model, read_image("photos/images/val/000.jpg"), predict.Choices()
+    )
     assert (found != stored(tmp_path, "ours", None)["val/000"]).mean() < 1e-2
 
 

@@ -123,6 +123,19 @@ def write_areas(out: str | Path, classes: Sequence[str], areas: Mapping[str, np.
     write_text(path, buffer.getvalue())
 
 
+def read_label_map(out: str | Path, name: str) -> np.ndarray:
+    """Read a label map that `write_prediction` wrote: uint8 or uint16 ``(H, W)``."""
+    with Image.open(Path(out) / "labels" / f"{name}.png") as image:
+        return np.asarray(image)
+
+
+def read_areas(out: str | Path) -> dict[str, list[int]]:
+    """Read areas.csv: by class and, last, "no class", the pixels in each photo."""
+    with open(Path(out) / "areas.csv", newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file))
+    return {name: [int(row[i]) for row in rows] for i, name in enumerate(header) if i}
+
+
 def write_sample(
     out: str | Path, split: str, name: str, photo: Path, labels: np.ndarray, colours: np.ndarray
 ) -> None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
 SMALLEST = 4  # cells of a region that is worth a look
@@ -40,6 +42,17 @@ def shrink(values: np.ndarray, height: int, width: int) -> np.ndarray:
     return values[rows[:, None], columns]
 
 
+def components(ids: np.ndarray) -> tuple[int, np.ndarray]:
+    """The connected parts (by edges) of equal ids: how many, and int32 ``(h, w)`` which."""
+    places = np.arange(ids.size).reshape(ids.shape)
+    below, right = ids[1:] == ids[:-1], ids[:, 1:] == ids[:, :-1]
+    rows = np.concatenate([places[:-1][below], places[:, :-1][right]])
+    columns = np.concatenate([places[1:][below], places[:, 1:][right]])
+    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(ids.size, ids.size))
+    n, parts = connected_components(graph, directed=False)
+    return n, parts.reshape(ids.shape)
+
+
 def regions(ids: np.ndarray, margins: np.ndarray) -> Regions:
     """The connected parts (by edges) of every cluster in a map, but those below `SMALLEST`.
 
@@ -47,15 +60,18 @@ def regions(ids: np.ndarray, margins: np.ndarray) -> Regions:
         ids: integers ``(h, w)``.
         margins: floats ``(h, w)``, by how much the winning cluster is ahead of the second.
     """
-    found = []
-    for cluster in np.unique(ids).tolist():
-        parts, n = ndimage.label(ids == cluster)
-        areas = np.bincount(parts.ravel(), minlength=n + 1)[1:]
-        sums = np.bincount(parts.ravel(), margins.ravel().astype(np.float64), n + 1)[1:]
-        for part, (down, right) in enumerate(ndimage.find_objects(parts)):
-            if areas[part] >= SMALLEST:
-                box = down.start, right.start, down.stop, right.stop
-                found.append((cluster, areas[part], sums[part] / areas[part], *box))
+    n, parts = components(ids)
+    areas = np.bincount(parts.ravel(), minlength=n)
+    means = np.bincount(parts.ravel(), margins.ravel().astype(np.float64), n) / areas
+    clusters = np.zeros(n, np.int64)
+    clusters[parts.ravel()] = ids.ravel()
+    boxes = ndimage.find_objects(parts + 1)
+    found = [
+        (clusters[part], areas[part], means[part], *(side.start for side in box),
+         *(side.stop for side in box))
+        for part in np.argsort(clusters, kind="stable").tolist()
+        if areas[part] >= SMALLEST and (box := boxes[part])
+    ]  # fmt: skip
     table = np.array(found, dtype=np.float64).reshape(-1, 7)
     whole = table.astype(np.int64)
     return Regions(whole[:, 0], whole[:, 1], table[:, 2], whole[:, 3:])

@@ -105,11 +105,12 @@ def look_at_all(maps: Segments, rows: Sequence[ImageRow], k: int) -> Whole:
     pairs = np.zeros((k, k), np.int64)
     moments = None
     for row in track(rows, "likeness"):
-        seconds, scores = maps.runner_up(row.id)[0], maps.eigenfunctions(row.id)
-        first = atlas.shrink(maps.read(PREDICTOR, row.id), *seconds.shape)
-        np.add.at(pairs, (first.ravel(), seconds.ravel()), 1)
+        ids, seconds = maps.read(PREDICTOR, row.id), maps.runner_up(row.id)[0]
+        np.add.at(pairs, (atlas.shrink(ids, *seconds.shape).ravel(), seconds.ravel()), 1)
+        scores = maps.eigenfunctions(row.id)
         moments = moments or atlas.Moments.none(k, len(scores))
-        moments.add(first.ravel(), scores.reshape(len(scores), -1).T.astype(np.float64))
+        first = atlas.shrink(ids, *scores.shape[1:]).ravel()
+        moments.add(first, scores.reshape(len(scores), -1).T.astype(np.float64))
     like = atlas.likeness(pairs)
     parts = atlas.divide(like, pairs, PARTS) if k <= MOST_SPLIT else None
     return Whole(like, parts, moments.spread() if moments else np.zeros(k))

@@ -39,13 +39,12 @@ function showList() {
   showChosen();
 }
 
-const SVG = "http:" + "//www.w3.org/2000/svg";
 const SIDE = 240;
 
 function showMap() {
   const largest = Math.max(...data.clusters.map(({ share }) => share));
   const dots = [...data.clusters].sort((a, b) => b.share - a.share).map(({ id, at, share }) => {
-    const text = split.has(id) ? MIXED : given[id * S], dot = document.createElementNS(SVG, "circle"), title = document.createElementNS(SVG, "title");
+    const text = split.has(id) ? MIXED : given[id * S], dot = document.createElementNS(element("map").namespaceURI, "circle"), title = document.createElementNS(element("map").namespaceURI, "title");
     const radius = 3 + 11 * Math.sqrt(share / largest), rgb = inkOf(text, 5, 5);
     const shape = { cx: 14 + at[0] * (SIDE - 28), cy: 14 + at[1] * (SIDE - 28), r: radius, fill: rgb ? `rgb(${rgb.slice(0, 3)})` : "#fff" };
     for (const [name, value] of Object.entries(shape)) dot.setAttribute(name, value);

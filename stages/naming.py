@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from cache import exports, predictions
 from cache import results as store
 from cache.names import NO_CLASS, PREDICTOR, Names, read_names
+from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
 from pipeline.maps.named import named, region_pixels
 from stages.colours import class_colours, colour, overlay, palette
@@ -31,6 +32,18 @@ class Naming(NamedTuple):
     colours: np.ndarray
     classes: list[str]
     names: Names | None = None
+
+    @property
+    def mark(self) -> str:
+        """Fingerprint of all that gives label values."""
+        if self.names is None:
+            return fingerprint(self.values.tolist())
+        parts = {k: values.tolist() for k, values in self.names.by_rival.items()}
+        regions = [
+            (one.sha256, one.cluster, one.value, one.cells.tolist())
+            for one in self.names.corrections
+        ]
+        return fingerprint(self.values.tolist(), parts, regions)
 
     def labels(
         self, ids: np.ndarray, seconds: np.ndarray | None, sha256: Callable[[], str]

@@ -17,7 +17,7 @@ from cache.backbone import FOLDER, facts, load_backbone, weights_hash
 from cache.images import Photo, cut_tile, find_photos, read_image, resize
 from cache.names import Names
 from cache.segments import PREDICTORS
-from cache.store.artefact import file_hash, fingerprint
+from cache.store.artefact import file_hash
 from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
 from pipeline.features import context
@@ -134,7 +134,7 @@ def predict(
         **choices._asdict(),
         "matching": None if mapping is None else choices.matching,
         "classes": naming.classes,
-        "values": fingerprint(naming.values.tolist()),
+        "values": naming.mark,
     }
     model = load_model(loaded, weights, hardware, choices.merge_to)
     for folder, owned in targets.owned.items():

@@ -16,6 +16,8 @@ from cache.exports import SMALLEST, Coco, LabelStudio, brush_runs
 from cache.store.errors import InputError
 from stages.colours import class_colours
 from stages.naming import covers_nearly_all, warn_of_merging
+from tests.conftest import Project
+from tests.test_atlas import finished, named  # noqa: F401
 
 CLASSES = ["sky", '<b>"road" & rail', "box"]
 
@@ -164,3 +166,28 @@ def test_areas_open_as_csv(tmp_path: Path) -> None:
     assert read_areas(tmp_path) == {
         "sky": [5, 1], CLASSES[1]: [0, 2], "box": [0, 3], "no class": [1, 4],
     }  # fmt: skip
+
+
+def test_predict_and_name_write_them(named: Project) -> None:  # noqa: F811
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    formats = ("--format", "coco", "--format", "label_studio")
+    given = ("photos/images", "--names", "names.json")
+    result = named.run("predict", *given, "--out", "out", *formats)
+    assert result.exit_code == 0, result.output
+    named.set("segment.names", "names.json")
+    result = named.run("name", "--out", "named", *formats)
+    assert result.exit_code == 0, result.output
+    for name in ("coco/instances.json", "coco/panoptic.json", "label_studio.json"):
+        assert Path("out", name).read_bytes() == Path("named", name).read_bytes()
+    assert len(list(Path("out/coco/panoptic").rglob("*.png"))) == 9
+    again = named.run("predict", *given, "--out", "out", *formats)  # its own files are no photos
+    assert again.exit_code == 0 and "9 of 9 images" in again.output
+    result = named.run("predict", "photos/images", "--out", "ids", "--mapping", "none", *formats)
+    assert result.exit_code == 1 and "--format coco needs classes" in result.output
+    result = named.run("predict", "photos/images", "--out", "two", "--mapping", "none",
+                       "--merge-to", "2")  # fmt: skip
+    assert result.exit_code == 0
+    sizes = [np.bincount(np.asarray(Image.open(path)).ravel()).max() / (96 * 128)
+             for path in Path("two/labels").rglob("*.png")]  # fmt: skip
+    warned = "one segment covers more than 95%" in result.output
+    assert warned == any(size > 0.95 for size in sizes)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench import naming
 from cache import heads
 from cache.index import read_index
 from cache.names import (
@@ -271,3 +272,27 @@ def test_old_files_of_the_same_head_are_read(named_project: Project) -> None:  #
     found = read_any_names("names.json")
     assert found.colours is None and not found.splits and not found.corrections
     assert found.values.tolist() == [1, 0, 255, 0, 255, 255] and found.codes[5] == IGNORED
+
+
+def test_a_simulated_person_names_by_what_covers_most_of_the_examples() -> None:
+    parts = np.repeat([[0, 0, 4, 8]], 6, axis=0)  # clusters 0, 1, 2 of four parts each
+    labels = np.array([[0, 0, 1, 255]] * 4 + [[1, 1, 1, 255]] * 2)
+    photo = naming.Photo("a", "a", "train", parts, labels)
+    whole = {0: [0, 0, 0, 6, 2], 1: [0, 0, 2, 6, 3], 2: [0, 0, 3, 6, 4]}
+    entries = [{"id": i, "sample": [box], "parts": [], "share": 0.3} for i, box in whole.items()]
+    data = {"head": "a", "k": 3, "split": 4, "clusters": entries}
+    shown = naming.Shown(data, [photo], ["sky", "car"])
+    assert naming.by_examples(shown, ("sample",)).tolist() == [0, 1, -1]
+    assert shown.counts("train")[[0, 4, 8]].tolist() == [[8, 4], [0, 6], [0, 0]]
+    names = naming.as_names(shown, "train", 1)
+    assert names.codes.tolist() == [0, 1, -1] and not names.corrections  # nothing to correct
+    wrong = photo._replace(labels=np.where(labels == 0, 1, labels))
+    (one,) = naming.as_names(shown._replace(photos=[photo, wrong]), "train", 2).corrections
+    assert one.cells.sum() == 12 and (one.cluster, one.code) == (0, 1)
+
+
+def test_keys_are_the_fewest() -> None:
+    names = ["sky", "sky", "road", "sky", "roadside", "ro", "road"]
+    # s-k-y Enter; Enter; r-o-a-d Enter; s Enter; all and Enter; r-o Shift Enter; r Enter
+    assert naming.keys_of(names) == [4, 1, 5, 2, 9, 4, 2]
+    assert naming.reached(np.array([0.5, 0.3, 0.2]), 0.8) == 2

@@ -293,7 +293,7 @@ function drawPhotos() {
 function showPhotos() {
   let wanted = buttons;
   if (element("filter").value === "with") {
-    const areas = new Map(buttons.map((button) => [button, insideOf(button.photo, current).reduce((n, inside) => n + inside, 0)]));
+    const areas = new Map(buttons.map((button) => [button, areaOf(button.photo, current)]));
     wanted = buttons.filter((button) => areas.get(button)).sort((a, b) => areas.get(b) - areas.get(a));
   }
   const box = element("photos"), same = box.children.length === wanted.length && wanted.every((button, i) => box.children[i] === button);

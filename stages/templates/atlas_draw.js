@@ -120,10 +120,21 @@ function outline({ width, height }, inside) {
   return path;
 }
 
-/* By cell, 1 where a unit is. */
+/* How many cells of a photo a unit has; counted once. */
+function areaOf(photo, unit) {
+  if (!photo.areas) {
+    photo.areas = new Map();
+    for (const part of cellsOf(photo)) photo.areas.set(part, (photo.areas.get(part) ?? 0) + 1);
+  }
+  return partsOf(unit).reduce((sum, part) => sum + (photo.areas.get(part) ?? 0), 0);
+}
+
+/* By cell, 1 where a unit is; nothing where the photo has none of it. */
 function insideOf(photo, unit) {
-  const cells = cellsOf(photo), id = clusterOf(unit);
-  return Uint8Array.from(cells, (part) => (unit < K ? Math.floor(part / S) === id : part === unit - K));
+  if (!areaOf(photo, unit)) return null;
+  const cells = cellsOf(photo), inside = new Uint8Array(cells.length), [first] = partsOf(unit), end = first + (unit < K ? S : 1);
+  for (let i = 0; i < cells.length; i++) inside[i] = cells[i] >= first && cells[i] < end ? 1 : 0;
+  return inside;
 }
 
 /* Draw a part of a photo, in cells, into a canvas that has its size. `inside` is outlined; what

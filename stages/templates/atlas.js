@@ -532,7 +532,8 @@ function onKey(event) {
 
 /* Names to begin with: what this browser keeps, else what the project has. */
 function begin() {
-  const at = Number(localStorage.getItem(`${KEY}-at`) ?? NaN);
+  let at = NaN;
+  try { at = Number(localStorage.getItem(`${KEY}-at`) ?? NaN); } catch { /* forbidden */ }
   if (!sync() && data.names) {
     const { known, sure: how, told, ...content } = readFile(data.names);
     adopt({ ...content, colours: [...known].reverse(), last: "", revision: 0, saved: 0 });
@@ -543,7 +544,7 @@ function begin() {
 }
 
 const on = (id, what, run) => element(id).addEventListener(what, run);
-try { begin(); } catch { /* the browser keeps nothing for this page */ }
+begin();
 element("mapbox").open = innerWidth > 640;
 buttons.forEach((button) => watch.observe(button));
 on("form", "submit", submit);

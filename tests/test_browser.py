@@ -324,6 +324,14 @@ def test_a_region_is_corrected_a_cluster_split_a_class_renamed(
     until(lambda: "one part" in str(page.given()))
     assert page.driver.execute_script(shares)["cloud"] == pytest.approx(after["cloud"])
 
+    given, out = page.given(), tmp_path / "report"  # the project's names are there to begin with
+    result = project.run("report", "--named", str(tmp_path / "named"), "--out", str(out))
+    assert result.exit_code == 0, result.output
+    page.driver.execute_script("localStorage.clear()")
+    page.driver.get((out / "clusters.html").as_uri())
+    assert page.given() == given
+    assert page.driver.execute_script(shares)["cloud"] == pytest.approx(after["cloud"])
+
 
 def test_names_pass_on_to_another_head(finished: Path, browser: Any, tmp_path: Path) -> None:
     page = Page(browser, finished)

@@ -144,6 +144,15 @@ class Params(Section):
         """The levels that graph, head and baseline look at."""
         return {self.graph.level, *self.head.levels, self.kmeans.level}
 
+    def used_text(self) -> str:
+        """What this run has used, as YAML: of data sets, backbones and protocols those in use."""
+        tree = self.model_dump(mode="json", exclude={"compute"})
+        in_use = {"datasets": self.used, "backbones": [self.backbone]}
+        in_use["protocols"] = self.protocols_used
+        for key, names in in_use.items():
+            tree[key] = {name: tree[key][name] for name in names}
+        return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=100)
+
     @property
     def trained(self) -> str:
         """The data set whose training split is learned from."""

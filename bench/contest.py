@@ -63,7 +63,7 @@ Table = dict[str, tuple[float, float]]  # mIoU and accuracy in percent, by match
 
 
 class Contest(NamedTuple):
-    """What all opponents share, and their sizes."""
+    """Settings and sizes that all opponents share."""
 
     params: Params
     cache: Features

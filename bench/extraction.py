@@ -87,7 +87,7 @@ def _prepare(root: Path, rows: list[ImageRow]) -> Run:
 
 
 def _cases(run: Run) -> dict[str, Callable[[], None]]:
-    """What is timed, by name; each case does all the images."""
+    """Collect what is timed, by name; each case does all the images."""
     job, backbone, levels = run.job, run.backbone, run.job.levels
     device = choose_device(job.device)
     model = backbone.model.to(device)

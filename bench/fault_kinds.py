@@ -21,7 +21,7 @@ from PIL import Image
 
 import stages
 from bench import cluster
-from bench.faults import OUTPUTS, Lab, run, turn_photo
+from bench.fault_lab import OUTPUTS, Lab, run, turn_photo
 from bench.project import REPOSITORY, change_params
 
 Found = tuple[str, str]  # outcome, and what was done
@@ -118,7 +118,7 @@ def told(lab: Lab, folder: Path, stage: str, clue: str, story: str) -> Found:
 
 
 def remove_outputs(folder: Path, stage: str) -> None:
-    """What DVC does before it runs a stage."""
+    """Remove a stage's outputs, as DVC does before it runs the stage."""
     for name in OUTPUTS[stage]:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -167,7 +167,7 @@ def stopped_at_a_time(lab: Lab, folder: Path, draw: Draw) -> Found:
         os.kill(process, number)
 
     first = run(folder, stage, during=stop)
-    if "Traceback" in first.output and "bench/faults.py" not in first.output.splitlines()[1]:
+    if "Traceback" in first.output and "bench/fault_lab.py" not in first.output.splitlines()[1]:
         return "traceback", f"{stage} {number!r} after {seconds:.2f} s: {first.output[-600:]}"
     return told(lab, folder, stage, "", f"{stage} {number!r} after {seconds:.2f} s")
 

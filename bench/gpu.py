@@ -19,15 +19,14 @@ from bench.timing import machine, show
 from pipeline.device import choose_device
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.knn import nearest, neighbour_count, recall
-from pipeline.head.training import optimiser, tensor_cores, train_epoch
-from stages.batches import load_batches
-from stages.train import beta_of, build_head, schedule_of
+from pipeline.head.training import tensor_cores, train_epoch
+from stages.train import schedule_of
 
 HEADS = ("default", "paper")
 
 
 class Plan(NamedTuple):
-    """How large everything is."""
+    """Sizes of the measured cases."""
 
     extraction: str  # arguments of bench.extraction and bench.training
     step: str
@@ -103,10 +102,11 @@ def long_runs(size: Size, steps: int, limit: float) -> None:
 
 def long_run(setting: Setting, steps: int, limit: float) -> dict[str, Any]:
     """Train a fresh head for so many steps or seconds; what it took."""
-    params, device, waited = setting.params, setting.device, [0.0]
+    device, waited = setting.device, [0.0]
     losses: list[float] = []
     start = time.perf_counter()
-    with closing(load_batches(params, setting.cache, setting.graphs, 0, device, waited)) as batches:
+    epochs = range(setting.params.train.epochs)
+    with closing(setting.batches(epochs, waited)) as batches:
         for loss in _losses(setting, islice(batches, steps), device):
             losses.append(loss)
             if time.perf_counter() - start > limit:
@@ -127,11 +127,10 @@ def long_run(setting: Setting, steps: int, limit: float) -> dict[str, Any]:
 def _losses(setting: Setting, batches: Any, device: torch.device) -> Any:
     """Loss of every step of a fresh head; the noise is drawn on the CPU, for all devices alike."""
     params = setting.params
-    head = build_head(params, setting.cache).to(device).train()
-    adam = optimiser(head, params.train.lr)
+    head, adam, beta = setting.trainee(device)
     noise = torch.Generator().manual_seed(params.seed)
-    schedule = schedule_of(params, setting.graphs.manifest["groups"])
-    for row in train_epoch(head, adam, batches, beta_of(params), schedule, 0, noise):
+    schedule = schedule_of(params.train, setting.graphs.manifest["groups"])
+    for row in train_epoch(head, adam, batches, beta, schedule, 0, noise):
         yield row["loss"]
 
 
@@ -152,7 +151,7 @@ def agreement(size: Size, steps: int) -> None:
 
 def short_run(setting: Setting, device: torch.device, steps: int) -> np.ndarray:
     """Loss of every step of a short training on one batch: float64 ``(steps,)``."""
-    batch = setting.load(0, 0).to(device)
+    batch = setting.source().load((0, 0)).to(device)
     return np.array(list(_losses(setting, [batch] * steps, device)))
 
 

@@ -39,7 +39,7 @@ sys.exit(os.waitstatus_to_exitcode(status) != 0)
 
 
 class Cost(NamedTuple):
-    """What a run took: peak resident memory in MB (10^6 bytes), seconds of all cores, MB written.
+    """Costs of a run: peak resident memory in MB (10^6 bytes), seconds of all cores, MB written.
 
     Seconds are of the processor, not of a clock, so that other work beside it changes them least.
     """
@@ -92,7 +92,7 @@ def main(
 
 
 def cost(folder: Path, *arguments: str) -> Cost:
-    """What a run of Python in a folder takes."""
+    """Measure a run of Python in a folder."""
     command = [sys.executable, "-c", MEASURE, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     before = _bytes(folder)

@@ -1,4 +1,4 @@
-"""What one may pick instead, on the same patches: ncut-pytorch or deep spectral methods."""
+"""Alternatives on the same patches: ncut-pytorch or deep spectral methods."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATCHES = "the patches alone"
 
 
 class Choices(NamedTuple):
-    """What is asked for; without ``drawn`` the patches are those of a level of the cache."""
+    """Choices; without ``drawn`` the patches are those of a level of the cache."""
 
     level: str
     drawn: str | None
@@ -98,7 +98,7 @@ def main(way: str | None, **options: Any) -> None:
 
 
 def measured(name: str, given: Sequence[str]) -> dict[str, Any]:
-    """What a way takes, or why it cannot be gone."""
+    """Measure one alternative, or say why it cannot be run."""
     if WAYS[name] is global_vectors:
         try:
             import_ncut()

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.timing import machine, show
 from cache.features import Features
-from cache.indices import open_index, write_index
+from cache.search_index import open_index, write_index
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.search import (
     SAMPLE_PER_CELL,

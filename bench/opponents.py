@@ -1,4 +1,4 @@
-"""What the contest compares: K-means, spectral clustering, normalised cut, a linear probe.
+"""Opponents of the contest: K-means, spectral clustering, normalised cut, a linear probe.
 
 Each is fitted to float32 rows of patches and gives a function from rows ``(n, c)`` to scores
 ``(n, K)``, higher is better.

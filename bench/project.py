@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -22,13 +22,15 @@ from cache.backbone import FOLDER
 from cache.features import Features
 from cache.graphs import Graphs
 from pipeline.device import choose_device
-from pipeline.head.training import Batch
-from stages.batches import load_batch
+from pipeline.head.head import Head
+from pipeline.head.training import Batch, optimiser
+from stages.batches import Batches, load_batches, open_source
 from stages.context import make_context
 from stages.extract import extract
 from stages.graph import make_graph
 from stages.params import Params, load
 from stages.prepare import prepare
+from stages.train import beta_of, build_head, head_shape, start_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLASSES = 6
@@ -113,7 +115,7 @@ def _draw(root: Path, name: str, size: tuple[int, int], generator: np.random.Gen
 
 
 class Size(NamedTuple):
-    """How large a project is, and where it computes; the choices of params.yaml otherwise."""
+    """Size and device of a project; other choices are those of params.yaml."""
 
     model: str = "vit_small_patch14_dinov2.lvd142m"
     side: int = 420  # px of the square photos after resizing: 30 x 30 patches of 14
@@ -160,9 +162,23 @@ class Setting:
     graphs: Graphs
     device: torch.device
 
-    def load(self, round_: int, group: int) -> Batch:
-        """Tokens and kernel of one group, on the CPU."""
-        return load_batch(self.params, self.cache, self.graphs, (round_, group))
+    def source(self) -> Batches:
+        """Open the source of the batches."""
+        params = self.params
+        choices = (params.head.levels, params.graph.alpha, params.seed, params.compute.gpu)
+        return open_source(self.cache, self.graphs, *choices)
+
+    def batches(self, epochs: range, waited: list[float]) -> Generator[Batch, None, None]:
+        """Load the batches of these epochs, as the stage does."""
+        return load_batches(self.source(), epochs, self.device, waited)
+
+    def trainee(self, device: torch.device) -> tuple[Head, torch.optim.Optimizer, float]:
+        """Build a fresh head on a device; give its optimiser and the weight of the penalty too."""
+        params, clusters = self.params, self.params.clusters
+        start = start_of(params.train, clusters, params.seed, params.compute.gpu)
+        head = build_head(head_shape(params.head, clusters, start, self.cache), params.seed)
+        head = head.to(device).train()
+        return head, optimiser(head, params.train.lr), beta_of(params.train, clusters)
 
 
 @contextmanager

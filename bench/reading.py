@@ -110,7 +110,7 @@ def _write_cache(
 
 
 def _hash(root: Path, repeats: int) -> list[dict]:
-    """What DVC adds after a stage has written a folder: hashes and links; MD5 alone beside it."""
+    """Time what DVC adds once a folder is written: hashes and links; MD5 alone beside it."""
     cases: dict[str, Callable[[], None]] = {}
     for name in ("memmap", "float16", "int8"):
         cases[f"dvc add {name}"] = partial(_dvc_add, root, name)

@@ -1,4 +1,4 @@
-"""What the contest scores: labelled images as a protocol sees them, and their pixels."""
+"""Labelled images as a protocol of the contest sees them, and their pixels."""
 
 from __future__ import annotations
 

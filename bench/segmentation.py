@@ -35,7 +35,7 @@ WITHIN = "of it, "  # a part of the part before: it does not count towards the s
 
 
 class Case(NamedTuple):
-    """What is segmented: pixels of the image and of a patch, channels of a level, K, and where."""
+    """An image to segment: its pixels and those of a patch, channels of a level, K, and where."""
 
     height: int
     width: int
@@ -218,7 +218,7 @@ def smooth_tokens(case: Case, seed: int) -> Tokens:
 
 
 def measured(case: Case, part: str) -> float:
-    """What `growth` finds in a process of its own."""
+    """Run `growth` in a process of its own."""
     options = [f"--{name}={value}" for name, value in case._asdict().items()]
     command = [sys.executable, "-m", "bench.segmentation", *options, "--memory-of", part]
     ran = subprocess.run(command, capture_output=True, text=True)

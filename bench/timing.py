@@ -56,7 +56,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> Timing:
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a figure depends on: processor, threads, versions; the GPU where one is used."""
+    """Describe what a figure depends on: processor, threads, versions; the GPU if one is used."""
     facts: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -20,7 +20,6 @@ from cache import features as store
 from cache.backbone import facts, load_backbone
 from cache.images import read_image
 from cache.index import read_index
-from cache.store.ahead import ahead
 from pipeline.device import choose_device
 from pipeline.features import context, vit
 from pipeline.features.vit import Backbone, block_numbers, downsample
@@ -28,9 +27,9 @@ from pipeline.features.whitening import unit_rows
 from pipeline.geometry import resize, tile_pixels
 from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
 from pipeline.graph.knn import nearest, neighbour_count
-from pipeline.head.training import Batch, optimiser, tensor_cores, train_step
-from stages.batches import READERS, load_batches
-from stages.train import beta_of, build_head
+from pipeline.head.training import Batch, tensor_cores, train_step
+from stages.ahead import ahead
+from stages.batches import READERS
 
 CONTEXT = "context"
 TAU = 0.7
@@ -61,8 +60,7 @@ def _steps(setting: Setting, repeats: int, steps: int) -> Iterator[dict[str, Any
     step = trainer(setting)
     online = Online(setting)
     waited = [0.0]
-    where = (setting.params, setting.cache, setting.graphs, 0, setting.device)
-    loaded = load_batches(*where, waited)
+    loaded = setting.batches(range(setting.params.train.epochs), waited)
     with closing(loaded), closing(online.photos()) as photos:
         pixels = next(photos).to(setting.device)
         levels = online.levels(pixels)
@@ -73,7 +71,7 @@ def _steps(setting: Setting, repeats: int, steps: int) -> Iterator[dict[str, Any
             "ViT, context": lambda: online.levels(pixels),
             "graphs and kernel": lambda: online.kernel(levels, pixels),
             "head": lambda: step(batch),
-            "load from the cache": lambda: setting.load(0, 0),
+            "load from the cache": lambda: setting.source().load((0, 0)),
         }
         seconds = side_by_side(cases, repeats)
         for name, taken in seconds.items():
@@ -100,11 +98,8 @@ def _waiting(
 
 def trainer(setting: Setting) -> Callable[[Batch], dict[str, float]]:
     """A function that trains a fresh head by one step."""
-    params = setting.params
-    head = build_head(params, setting.cache).to(setting.device).train()
-    adam = optimiser(head, params.train.lr)
+    head, adam, beta = setting.trainee(setting.device)
     noise = torch.Generator(setting.device).manual_seed(0)
-    beta = beta_of(params)
 
     def step(batch: Batch) -> dict[str, float]:
         return train_step(head, adam, batch, beta=beta, tau=TAU, generator=noise)
@@ -150,7 +145,7 @@ class Online:
             yield from (pixels for _, pixels in decoded)
 
     def batch(self, pixels: Tensor) -> Batch:
-        """What the cache would hold of these pixels, on their device."""
+        """Make the batch that the cache would hold of these pixels, on their device."""
         levels = self.levels(pixels)
         tokens = torch.cat([levels[level] for level in self.params.head.levels], dim=1)
         patches = len(tokens) // len(pixels)

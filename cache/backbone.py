@@ -155,7 +155,7 @@ def _why(model: str, weights: str | None, error: Exception) -> str:
 
 
 def facts(model: nn.Module) -> dict:
-    """What the pipeline must know: ``patch`` (px), ``depth``, ``mean`` and ``std`` per channel."""
+    """Return ``patch`` (px), ``depth``, and ``mean`` and ``std`` of each channel."""
     data = resolve_model_data_config(model)
     patch = model.patch_embed.patch_size  # type: ignore[union-attr]
     return {

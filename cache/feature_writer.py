@@ -15,7 +15,7 @@ from cache.features import FIT, FORMAT, TILE_FIELDS, digest, read_fit, read_tile
 from cache.store import int8, tensors
 from cache.store.artefact import read_marker, write_json, write_manifest
 from cache.store.errors import InputError
-from cache.store.shards import Shards, is_whole, layout_mark, mark_whole, shard_file
+from cache.store.shards import Shards, is_whole, layout_fingerprint, mark_whole, shard_file
 
 
 def declare(
@@ -40,13 +40,13 @@ def declare(
         shards: number of shards.
     """
     marker = done.with_name("layout.json")
-    if not done.is_dir() or read_marker(marker) != layout_mark(folder):
+    if not done.is_dir() or read_marker(marker) != layout_fingerprint(folder):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(done, ignore_errors=True)
         _create(folder, channels, dtype, chunk, shard, shards)
         _write_tiles(folder, tiles)
         done.mkdir()
-        write_json(marker, layout_mark(folder))
+        write_json(marker, layout_fingerprint(folder))
     _write_tiles(folder, tiles)  # whatever a former run left of it
     return [n for n in range(shards) if not is_whole(done / f"{n}.json", folder, read=True)]
 
@@ -119,7 +119,7 @@ def finish(folder: Path, done: Path, shards: int, manifest: Mapping[str, Any]) -
         raise InputError(f"{folder} lacks the shards {missing}: run the same command again.")
     for stale in folder.rglob("*.partial*"):
         stale.unlink()
-    digests = {"tiles": digest(read_tiles(folder)), "layout": layout_mark(folder)}
+    digests = {"tiles": digest(read_tiles(folder)), "layout": layout_fingerprint(folder)}
     if (folder / FIT).exists():
         digests["fit"] = tensors.read(folder / FIT)[2]
     write_manifest(folder / "manifest.json", {"format": FORMAT, **manifest, **digests})
@@ -131,7 +131,7 @@ def write_fit(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def fit_finished(folder: Path) -> bool:
-    """Whether `write_fit` has written its file, and it is whole."""
+    """Tell whether `write_fit` has written its file, and it is whole."""
     try:
         return read_fit(folder) is not None
     except InputError:

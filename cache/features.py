@@ -25,7 +25,7 @@ from cache.store.artefact import (
     read_manifest,
 )
 from cache.store.errors import InputError
-from cache.store.shards import Shards, finite, layout_mark
+from cache.store.shards import Shards, finite, layout_fingerprint
 
 FORMAT = 6
 # What reading a damaged store raises: Zarr, its codecs and JSON have no error in common.
@@ -59,7 +59,7 @@ def read_tiles(folder: Path) -> np.ndarray:
 
 
 def read_fit(folder: str | Path, sha256: str | None = None) -> dict[str, Any] | None:
-    """What `write_fit` wrote.
+    """Read what `write_fit` wrote.
 
     Args:
         sha256: the digest that the manifest names; None = any, or no file, before there is one.
@@ -127,7 +127,7 @@ class Features:
                 f"this version reads {FORMAT}: {way_out}"
             )
         try:
-            if layout_mark(path) != manifest["layout"]:
+            if layout_fingerprint(path) != manifest["layout"]:
                 raise ValueError("the metadata of its arrays differ")
             opened = cls(path, manifest, read_tiles(path), stage)
             if digest(opened.tiles) != manifest["tiles"]:
@@ -179,7 +179,7 @@ class Features:
         return self._arrays[self.array(level)].channels
 
     def fit(self) -> dict[str, Any] | None:
-        """What the levels of the second cache were made with (`write_fit`); None without any.
+        """Read what the levels of the second cache were made with (`write_fit`); None without any.
 
         Raises:
             InputError: it is damaged or missing.

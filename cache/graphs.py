@@ -1,10 +1,9 @@
 """The graph file: nearest neighbours of patches and pixel graphs of tiles, in one HDF5 file.
 
-``/groups/<round>/<group>`` holds ``tiles`` (ids, in the order of the patches) and, where groups are
-searched one by one, the neighbours of their patches. Where the whole split was searched,
-``/neighbours/<block>`` holds those of a run of patches, numbered through in the order of
-``/tiles/ids``. ``/pixels/<part>`` holds the pixel graphs of a run of tiles. Where training makes
-the graphs of its batches, the file holds the manifest alone, with all that they are made with.
+``/groups/<round>/<group>`` holds ``tiles`` (ids, in the order of the patches) and, with scope
+group, the neighbours of their patches. With scope dataset, ``/neighbours/<block>`` holds those of a
+run of patches, numbered through in the order of ``/tiles/ids``. ``/pixels/<part>`` holds the pixel
+graphs of a run of tiles. With scope batch the file holds the manifest alone.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ class GroupGraph(NamedTuple):
 
     Attributes:
         tiles: ids, int64, in the order of the patches.
-        neighbours: indices count the patches of the group, or those of the whole split where
-            ``firsts`` is given: neighbours outside of the group are still among them then.
+        neighbours: indices count the patches of the group; with ``firsts`` those of the whole
+            split, so that some lie outside of the group.
         firsts: number of the first patch of each tile in the split; None for graphs of groups.
     """
 
@@ -49,22 +48,19 @@ class GroupGraph(NamedTuple):
     firsts: np.ndarray | None = None
 
 
-def write_group(
-    folder: Path, name: str, at: tuple[int, int], tiles: np.ndarray, neighbours: Neighbours
+def write_groups(
+    folder: Path,
+    name: str,
+    groups: Mapping[tuple[int, int], Sequence[int] | np.ndarray],
+    neighbours: Neighbours | None = None,
 ) -> None:
-    """Write one group as a part; ``at`` is its round and its number in the round."""
-    with parts.write_part(folder, name) as file:
-        group = file.create_group(f"groups/{at[0]}/{at[1]}")
-        parts.dataset(group, "tiles", np.asarray(tiles, np.int64))
-        _write_neighbours(group, neighbours)
-
-
-def write_groups(folder: Path, name: str, groups: Mapping[tuple[int, int], np.ndarray]) -> None:
-    """Write the tiles of groups that have no graphs of their own, as a part."""
+    """Write the tiles of groups, by round and number, as a part; with the neighbours of a group."""
     with parts.write_part(folder, name) as file:
         for (round_, number), tiles in groups.items():
             group = file.create_group(f"groups/{round_}/{number}")
             parts.dataset(group, "tiles", np.asarray(tiles, np.int64))
+            if neighbours is not None:
+                _write_neighbours(group, neighbours)
 
 
 def write_neighbours(folder: Path, name: str, block: int, neighbours: Neighbours) -> None:
@@ -74,7 +70,7 @@ def write_neighbours(folder: Path, name: str, block: int, neighbours: Neighbours
 
 
 def read_neighbours(folder: Path, name: str, block: int) -> np.ndarray:
-    """The indices, int64 ``(n, k)``, of a part of `write_neighbours`."""
+    """Read the indices, int64 ``(n, k)``, of a part of `write_neighbours`."""
     with parts.read_part(folder, name) as file:
         return _indices(file[f"neighbours/{block}"], 0, None)
 
@@ -82,7 +78,7 @@ def read_neighbours(folder: Path, name: str, block: int) -> np.ndarray:
 def write_tiles(
     folder: Path, name: str, tiles: np.ndarray, sizes: Sequence[int], blocks: np.ndarray
 ) -> None:
-    """Write how patches are numbered, as a part: tiles in order, patches and block of each."""
+    """Write the numbering of patches as a part: tiles in order, patches and block of each."""
     with parts.write_part(folder, name) as file:
         group = file.create_group("tiles")
         parts.dataset(group, "ids", np.asarray(tiles, np.int64))
@@ -91,7 +87,7 @@ def write_tiles(
 
 
 def _write_neighbours(group: h5py.Group, neighbours: Neighbours) -> None:
-    """Indices take the smallest unsigned type that holds them and 0 for none, cosines float16."""
+    """Write indices, shifted by 1, in the smallest unsigned type, and cosines in float16."""
     shifted = neighbours.indices + 1
     smallest = np.min_scalar_type(int(shifted.max(initial=0)))
     parts.dataset(group, "indices", shifted.astype(smallest))
@@ -119,7 +115,7 @@ def write_pixels(
 
 
 class _Place(NamedTuple):
-    """Where the rows of a tile lie: block, first row in it, first patch of the split, patches."""
+    """Rows of a tile: block, first row in it, number of the first patch, patches."""
 
     block: int
     row: int
@@ -190,7 +186,7 @@ class Graphs(parts.Assembled):
             )
 
     def group(self, round_: int, group: int) -> GroupGraph:
-        """The neighbours of the patches of one group."""
+        """Read the neighbours of the patches of one group."""
         node = self.node(f"groups/{round_}/{group}")
         tiles = parts.read(node["tiles"])
         if not self._places:
@@ -207,7 +203,7 @@ class Graphs(parts.Assembled):
         return Neighbours(_indices(node, start, stop), cosines)
 
     def pixel_graph(self, tile: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pixel graph of one tile in CSR form: indptr and indices inside the tile."""
+        """Read the pixel graph of one tile in CSR form: indptr and indices inside the tile."""
         name, p0, p1, e0, e1 = self._where[tile]
         node = self.node(f"pixels/{name}")
         return parts.read(node["indptr"], p0, p1), parts.read(node["indices"], e0, e1)

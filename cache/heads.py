@@ -1,26 +1,27 @@
 """Heads on disk: the finished head with its K-means, and checkpoints of unfinished training.
 
-Tensors are stored as safetensors with a SHA-256 over names, shapes and values, so that a truncated
-file or a flipped bit is an error and not another head.
+Each file has a SHA-256, so that a truncated file or a flipped bit is no other head.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cache.store import tensors
-from cache.store.artefact import read_manifest, sweep, write_manifest
+from cache.store.artefact import read_manifest, sweep, write_bytes, write_manifest
 from cache.store.errors import InputError
 
 FORMAT = 5
 FILES = ("head", "kmeans")
+DIGEST = 32  # bytes of a SHA-256, at the start of a checkpoint
 LOG = logging.getLogger(__name__)
 
 
@@ -34,8 +35,8 @@ def save_head(
 
     Args:
         state: the head's ``state_dict``.
-        kmeans: by name, the arrays and scalars of what was fitted beside the head: each K-means,
-            the mean features of its own clusters, and what puts tokens into context.
+        kmeans: arrays and scalars by name: of each K-means, of the mean features of the head's own
+            clusters, and of the context.
         manifest: JSON-able; ``format`` and ``sha256`` (of either file's tensors) are added.
     """
     folder = Path(folder)
@@ -94,60 +95,22 @@ def load_head(
     return stored["head"], kmeans, manifest
 
 
-def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write tensors of any dtype and JSON-able facts; a former checkpoint stays until it is whole.
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write state dicts and plain values; a former checkpoint stays until the new one is whole."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    write_bytes(path, hashlib.sha256(content).digest() + content)
 
-    The round trip is exact to the bit; random states of torch are tensors like others.
-    """
-    tensors.write(Path(path), state, meta)
 
-
-def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read a checkpoint; None where there is none, or only a damaged one, which is logged."""
+def load_checkpoint(path: str | Path) -> dict[str, Any] | None:
+    """Read a checkpoint to the CPU; None where there is none, or a damaged one, which is logged."""
     try:
-        state, meta, _ = tensors.read(Path(path))
+        stored = Path(path).read_bytes()
     except FileNotFoundError:
         return None
-    except tensors.DAMAGE as error:
-        LOG.warning("the checkpoint %s is damaged (%s): starting over without it", path, error)
+    digest, content = stored[:DIGEST], stored[DIGEST:]
+    if hashlib.sha256(content).digest() != digest:
+        LOG.warning("the checkpoint %s is damaged: starting over without it", path)
         return None
-    return state, meta
-
-
-def flatten_module(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under the names that `restore_module` looks for."""
-    return {f"module.{name}": value for name, value in module.state_dict().items()}
-
-
-def restore_module(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load the tensors of `flatten_module`, among others, into a module of the same shape."""
-    module.load_state_dict(_below("module.", state))
-
-
-def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State and hyper-parameters as tensors, under the names that `restore_optimiser` looks for."""
-    state = optimiser.state_dict()
-    values = {
-        f"optimiser.{index}.{name}": value
-        for index, entry in state["state"].items()
-        for name, value in entry.items()
-    }
-    groups = json.dumps(state["param_groups"]).encode()
-    return {**values, "optimiser.groups": torch.frombuffer(bytearray(groups), dtype=torch.uint8)}
-
-
-def restore_optimiser(optimiser: torch.optim.Optimizer, stored: Mapping[str, Tensor]) -> None:
-    """Load the tensors of `flatten_optimiser`, among others, into an optimiser of the same kind."""
-    values = _below("optimiser.", stored)
-    groups = json.loads(values.pop("groups").numpy().tobytes())
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in values.items():
-        index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

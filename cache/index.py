@@ -45,6 +45,6 @@ def read_index(path: str | Path) -> list[ImageRow]:
     ]
 
 
-def images_mark(rows: Sequence[ImageRow]) -> str:
-    """Fingerprint of the images in their order, by content: a new name changes nothing."""
+def images_fingerprint(rows: Sequence[ImageRow]) -> str:
+    """Make a fingerprint of the images in their order, by content: names do not count."""
     return fingerprint([(row.split, row.height, row.width, row.sha256, row.white) for row in rows])

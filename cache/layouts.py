@@ -1,4 +1,4 @@
-"""How benchmarks lie on disk: where a split's images and labels are, and what label values mean.
+"""Layouts of benchmarks on disk: places of a split's images and labels, meaning of label values.
 
 The meaning of raw label values is declared in ``classes/<table>.tsv``: a row for every value that
 may occur, a column for each number of classes, cells ``<index> <name>``; an empty cell is ignored.
@@ -20,7 +20,7 @@ TABLES = Path(__file__).parent / "classes"
 
 
 class Layout(NamedTuple):
-    """Where a data set keeps its files, below its root.
+    """Places of the files of a data set, below its root.
 
     Attributes:
         images, labels: folders of a split, ``{split}`` being its name.
@@ -64,7 +64,7 @@ LAYOUTS = {
 
 
 def find_layout(name: str, classes: int | None) -> Layout:
-    """The layout of that name, whose labels can be read with so many classes.
+    """Find the layout of that name, whose labels can be read with so many classes.
 
     Raises:
         InputError: they cannot; None is for layouts whose classes.txt names them.
@@ -80,7 +80,7 @@ def find_layout(name: str, classes: int | None) -> Layout:
 
 
 class ValueTable(NamedTuple):
-    """What raw label values mean.
+    """Meaning of raw label values.
 
     Attributes:
         classes: uint8 ``(256,)``, the class of each value, 255 = ignore.
@@ -94,7 +94,7 @@ class ValueTable(NamedTuple):
 
 
 def has_classes(table: str, number: int) -> bool:
-    """Whether the table tells of so many classes."""
+    """Tell whether the table has a column for so many classes."""
     with open(TABLES / f"{table}.tsv", encoding="utf-8") as file:
         return str(number) in file.readline().split()
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cache import exports
 from cache.images import shows
 from cache.store.artefact import (
     read_json,
@@ -29,7 +30,7 @@ _JPEG_SIDE = 65500  # px; JPEG holds no longer side
 
 def outputs(out: str | Path) -> list[Path]:
     """All that this module writes below ``out``, beside the manifest."""
-    names = ("labels", "overlays", "classes.txt", "legend.png", "areas.csv", RECORD)
+    names = ("labels", "overlays", "classes.txt", "legend.png", "areas.csv", *exports.FILES, RECORD)
     return [Path(out) / name for name in names]
 
 
@@ -115,6 +116,19 @@ def write_areas(out: str | Path, classes: Sequence[str], areas: Mapping[str, np.
         [header, *(rows[name] for name in sorted(rows))]
     )
     write_text(path, buffer.getvalue())
+
+
+def read_label_map(out: str | Path, name: str) -> np.ndarray:
+    """Read a label map that `write_prediction` wrote: uint8 or uint16 ``(H, W)``."""
+    with Image.open(Path(out) / "labels" / f"{name}.png") as image:
+        return np.asarray(image)
+
+
+def read_areas(out: str | Path) -> dict[str, list[int]]:
+    """Read areas.csv: by class and, last, "no class", the pixels in each photo."""
+    with open(Path(out) / "areas.csv", newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file))
+    return {name: [int(row[i]) for row in rows] for i, name in enumerate(header) if i}
 
 
 def write_sample(

@@ -10,6 +10,7 @@ first protocol ``/eigenfunctions/<image id>`` holds the first logits at the patc
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -74,6 +75,11 @@ class Segments(parts.Assembled):
 
     stage = "segment"
     format = FORMAT
+
+    @property
+    def made(self) -> str:
+        """The day on which the file was written, such as 2026-03-01 (UTC)."""
+        return datetime.fromtimestamp(self.path.stat().st_mtime, UTC).date().isoformat()
 
     @property
     def clusters(self) -> dict[str, int]:

@@ -32,7 +32,8 @@ def read_naming(
                 f"{path} names clusters of {PREDICTOR}, found predictor {predictor}: omit one."
             )
         names = read_names(path, head, k)
-        return class_naming(names.values, names.classes)
+        more = names.colours, names.by_rival, names.corrections
+        return class_naming(names.values, names.classes, *more)
     mapping = next(iter(read_mappings(path).values()))
     if mapping.head != head:
         raise InputError(

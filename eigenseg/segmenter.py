@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from cache import heads
 from cache.images import find_white, read_image, survey
+from cache.store.artefact import file_hash
 from eigenseg.backbone import Extractor
 from eigenseg.naming import check_naming, read_naming, segments_of
 from pipeline.device import choose_device
@@ -19,29 +21,35 @@ from pipeline.drawing.colours import OPACITY, overlay
 from pipeline.drawing.naming import Naming, cluster_naming
 from pipeline.geometry import Geometry, plan
 from pipeline.maps.crf import CRFS, check_crf
+from pipeline.maps.upsampling import at_grid
 from pipeline.segmenter import Segmenter as Maps
+from pipeline.segmenter import runner_up
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a head says of one photo.
+    """Label maps of one photo.
 
     Attributes:
         image: the pixels that the maps cover, uint8 ``(H, W, 3)``: the whole photo, or the central
             square of a protocol with a crop.
         ids: cluster of every pixel, uint16 ``(H, W)``.
+        seconds: cluster that came second at the patch grid, int64 ``(rows, columns)``.
         naming: what clusters are called.
+        sha256: of the photo's file, by which corrections know it; None for other pixels.
     """
 
     image: np.ndarray
     ids: np.ndarray
+    seconds: np.ndarray
     naming: Naming
+    sha256: str | None
     _probability: torch.Tensor
 
-    @property
+    @cached_property
     def classes(self) -> np.ndarray:
         """Index into `names` of every pixel, uint8 ``(H, W)``, 255 = none; without names `ids`."""
-        return self.naming.values[self.ids]
+        return self.naming.labels(self.ids, self.seconds, self.sha256)
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +99,7 @@ class Segmenter:
         *,
         names: str | Path | Naming | None = None,
         predictor: str = "ours",
-        matching: str = "majority_iou",
+        matching: str = "majority_count",
         protocol: str | None = None,
         weights: str | None = None,
         device: str = "auto",
@@ -116,22 +124,29 @@ class Segmenter:
         )  # fmt: skip
         self._extractor = Extractor(self.manifest["backbone"], Path(head), weights, hardware)
 
-    def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Result:
+    def __call__(
+        self, image: str | Path | Image.Image | np.ndarray, sha256: str | None = None
+    ) -> Result:
         """Segment one photo.
 
         Args:
             image: a path, a PIL image, or uint8 ``(H, W, 3)``.
+            sha256: of the photo's file, by which corrections on the atlas know it; None = that of
+                the path.
 
         Raises:
             InputError: the file is missing or cannot be decoded.
             ValueError: the array is no RGB image, or its features are not finite.
         """
         pixels = _pixels(image, self.white)
+        if sha256 is None and self.naming.corrections and isinstance(image, str | Path):
+            sha256 = file_hash(image)
         found = plan(self.geometry, *pixels.shape[:2])
         scores = self._maps.scores(self._extractor.tokens(pixels, found), found)
         ids = self._maps.label_map(scores, self.predictor, found, pixels)
+        seconds, _ = runner_up(at_grid(found, scores[self.predictor]))
         probability = self._maps.confidence(scores, self.predictor, found).cpu()
-        return Result(found.cut(pixels), ids, self.naming, probability)
+        return Result(found.cut(pixels), ids, seconds, self.naming, sha256, probability)
 
 
 def _geometry(extracted: dict, protocol: str | None) -> Geometry:

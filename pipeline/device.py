@@ -12,7 +12,7 @@ LARGE = 16 << 20  # bytes
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+    """Choose the device for ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
 
     Raises:
         ValueError: ``cuda`` on a machine where torch finds no GPU.
@@ -24,7 +24,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def hardware_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are native; emulated they are many times slower."""
+    """Tell whether bfloat16 products are native; emulated ones are many times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     facts: dict = getattr(torch.cpu, "get_capabilities", dict)()
@@ -32,17 +32,16 @@ def hardware_bfloat16(device: torch.device) -> bool:
 
 
 def gpu_count() -> int:
-    """How many GPUs FAISS can use."""
+    """Count the GPUs that FAISS can use."""
     # knn_gpu without a GPU aborts the process instead of raising, so ask first.
     return faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
 
 
 def return_large_arrays() -> None:
-    """Have the memory of arrays of 16 MB and more go back to the system when they are freed.
+    """Return the memory of freed arrays of 16 MB and more to the system, under glibc.
 
-    glibc begins so, but raises the limit to 32 MB when it sees such arrays. The smaller ones of a
-    training, whose batches are never quite of one size, then tear its heap to pieces: 48 steps took
-    900 MB that way. Where there is no glibc, nothing changes.
+    glibc begins with this limit but raises it to 32 MB when it sees such arrays. The batches of a
+    training, which differ in size, then fragment its heap: 48 steps took 900 MB more.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

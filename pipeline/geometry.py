@@ -19,7 +19,7 @@ Box = tuple[int, int, int, int]
 
 
 class Geometry(NamedTuple):
-    """How images are looked at; lengths in pixels of the resized image.
+    """A way to look at images; lengths in pixels of the resized image.
 
     Attributes:
         patch: side of a patch of the ViT.
@@ -42,7 +42,7 @@ class Geometry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Where the tiles of one image lie, and what becomes of their scores.
+    """Places of the tiles of one image, and the size of its label map.
 
     Attributes:
         patch: side of a patch, px.

@@ -1,4 +1,4 @@
-"""Which images to label: chosen by their clusters, without a label."""
+"""Choice of the images to label: by their clusters, without a label."""
 
 from __future__ import annotations
 

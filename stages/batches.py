@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from cache.features import Features
 from cache.graphs import Graphs
-from cache.store.ahead import ahead
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import (
     block_diagonal,
@@ -25,34 +26,107 @@ from pipeline.graph.kernel import (
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.graph.partition import cut
 from pipeline.head.training import Batch
-from stages.params import Params
+from stages.ahead import ahead
 
 READERS = 8  # threads that load batches for a GPU
+Edges = tuple[np.ndarray, np.ndarray]  # of a pixel graph in CSR form
+
+
+@dataclass(frozen=True)
+class Source:
+    """A cache and a graph file that batches are made of, on the CPU.
+
+    Its kinds plan the places of an epoch's batches by the seed, and load the batch of a place.
+
+    Attributes:
+        levels: of the head's input.
+        alpha: weight of the pixel graph (Eq. 4).
+        gpu: search neighbours on the GPU where there is one.
+    """
+
+    cache: Features
+    graphs: Graphs
+    levels: Sequence[int | str]
+    alpha: float
+    seed: int
+    gpu: bool
+
+    def join(
+        self, tiles: np.ndarray, indices: np.ndarray, cosines: np.ndarray, pixels: Sequence[Edges]
+    ) -> Batch:
+        """Join neighbours and pixel graphs of some tiles to their kernel; read their tokens."""
+        graph = feature_graph(indices, cosines)
+        kappa = kernel(graph, block_diagonal(pixels), self.alpha)
+        tokens = torch.from_numpy(self.cache.batch(self.levels, tiles))
+        return Batch(tokens, self.cache.sizes(tiles), to_torch(kappa, "cpu"))
+
+
+class StoredGroups(Source):
+    """Takes the groups of one round in each epoch, round after round, in an order drawn anew."""
+
+    def plan(self, epoch: int) -> Iterable[tuple[int, int]]:
+        """Give the epoch's round and, one after the other, the numbers of its groups."""
+        rounds, groups = self.graphs.manifest["rounds"], self.graphs.manifest["groups"]
+        order = np.random.default_rng([self.seed, epoch]).permutation(groups)
+        return ((epoch % rounds, int(group)) for group in order)
+
+    def load(self, place: Any) -> Batch:
+        """Read a group, given by round and number."""
+        tiles, (indices, cosines), firsts = self.graphs.group(*place)
+        if firsts is not None:
+            sizes = self.cache.sizes(tiles)
+            indices = inside(indices, list(zip(firsts.tolist(), sizes, strict=True)))
+        pixels = [self.graphs.pixel_graph(int(tile)) for tile in tiles]
+        return self.join(tiles, indices, cosines, pixels)
+
+
+class DrawnTiles(Source):
+    """Cuts the tiles of one view into new batches in each epoch, and makes their graphs."""
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """Draw the tiles of every batch without replacement, batches as equal as can be."""
+        view = self.cache.views[epoch % len(self.cache.views)]
+        tiles = self.cache.tiles_of(self.graphs.manifest["split"], [view])
+        drawn = np.random.default_rng([self.seed, epoch]).permutation(tiles)
+        return cut(drawn, self.cache.sizes(drawn), self.graphs.manifest["groups"])
+
+    def load(self, place: Any) -> Batch:
+        """Make the batch of tiles, given by ids, with the graphs that the manifest describes."""
+        tiles, choices = place, self.graphs.manifest
+        rows = unit_rows(self.cache.batch([choices["level"]], tiles).astype(np.float32))
+        indices, cosines = nearest(rows, neighbour_count(choices["k"], len(rows)), gpu=self.gpu)
+        settings = [(pixel["k"], pixel["weight"]) for pixel in choices["pixel"]]
+        grids = (self.cache.tiles[side][tiles] for side in ("grid_h", "grid_w"))
+        pixels = [
+            pixel_edges(self.cache.rgb(tile), height, width, settings)
+            for tile, height, width in zip(tiles, *grids, strict=True)
+        ]
+        return self.join(tiles, indices, cosines, pixels)
+
+
+Batches = StoredGroups | DrawnTiles
+
+
+def open_source(
+    cache: Features, graphs: Graphs, levels: Sequence[int | str], alpha: float, seed: int, gpu: bool
+) -> Batches:
+    """Choose the source of batches by the scope of the graph file; arguments as of `Source`."""
+    kind = DrawnTiles if graphs.manifest["scope"] == "batch" else StoredGroups
+    return kind(cache, graphs, levels, alpha, seed, gpu)
 
 
 def load_batches(
-    params: Params,
-    cache: Features,
-    graphs: Graphs,
-    epoch: int,
-    device: torch.device,
-    waited: list[float],
+    source: Batches, epochs: range, device: torch.device, waited: list[float]
 ) -> Generator[Batch, None, None]:
-    """Every step's batch on its device, from the start of an epoch on.
+    """Load every step's batch of these epochs onto its device, ahead of the steps.
 
-    What an epoch takes follows from the seed and the epoch: the groups of one round in some order,
-    or all tiles, cut into batches anew. The seconds that the caller waits for batches are added to
-    ``waited[0]``.
+    The seconds that the caller waits for batches are added to ``waited[0]``.
     """
-    draws = graphs.manifest["scope"] == "batch"
-    plan: Callable = draw_tiles if draws else order_groups
-    made: Callable = make_batch if draws else load_batch
 
-    def load(place: tuple[int, int] | np.ndarray) -> Batch:
-        return made(params, cache, graphs, place).to(device)
+    def load(place: Any) -> Batch:
+        return source.load(place).to(device)
 
-    epochs = range(epoch, params.train.epochs)
-    places = (place for number in epochs for place in plan(params, cache, graphs, number))
+    places = (place for epoch in epochs for place in source.plan(epoch))
     # A step takes all cores of a CPU; a GPU leaves them idle, and waits for more than one of them.
     others = (os.cpu_count() or 1) - 1
     threads = 1 if device.type == "cpu" else max(1, min(READERS, others))
@@ -64,62 +138,3 @@ def load_batches(
             if item is None:
                 return
             yield item[1]
-
-
-def order_groups(
-    params: Params, cache: Features, graphs: Graphs, epoch: int
-) -> Iterator[tuple[int, int]]:
-    """The round of an epoch and the numbers of its groups, in the order of the epoch."""
-    rounds, groups = graphs.manifest["rounds"], graphs.manifest["groups"]
-    for group in np.random.default_rng([params.seed, epoch]).permutation(groups):
-        yield epoch % rounds, int(group)
-
-
-def draw_tiles(params: Params, cache: Features, graphs: Graphs, epoch: int) -> list[np.ndarray]:
-    """The tiles of every batch of an epoch, without replacement, batches as equal as can be.
-
-    An epoch takes one view of each image.
-    """
-    view = cache.views[epoch % len(cache.views)]
-    tiles = cache.tiles_of(graphs.manifest["split"], [view])
-    drawn = np.random.default_rng([params.seed, epoch]).permutation(tiles)
-    return cut(drawn, cache.sizes(drawn), graphs.manifest["groups"])
-
-
-def load_batch(params: Params, cache: Features, graphs: Graphs, place: tuple[int, int]) -> Batch:
-    """Tokens and kernel (Eq. 4) of one group, given by round and number, on the CPU."""
-    tiles, (indices, cosines), firsts = graphs.group(*place)
-    if firsts is not None:
-        indices = inside(indices, list(zip(firsts.tolist(), cache.sizes(tiles), strict=True)))
-    pixels = [graphs.pixel_graph(int(tile)) for tile in tiles]
-    return _joined(params, cache, tiles, indices, cosines, pixels)
-
-
-def make_batch(params: Params, cache: Features, graphs: Graphs, tiles: np.ndarray) -> Batch:
-    """Tokens and kernel of some tiles without stored graphs, on the CPU.
-
-    Their neighbours are searched here, on a GPU where there is one, as the manifest of the graph
-    file says.
-    """
-    choices = graphs.manifest
-    rows = unit_rows(cache.batch([choices["level"]], tiles).astype(np.float32))
-    k = neighbour_count(choices["k"], len(rows))
-    indices, cosines = nearest(rows, k, gpu=params.compute.device != "cpu")
-    settings = [(pixel["k"], pixel["weight"]) for pixel in choices["pixel"]]
-    grids = zip(tiles, *(cache.tiles[side][tiles] for side in ("grid_h", "grid_w")), strict=True)
-    pixels = [pixel_edges(cache.rgb(tile), h, w, settings) for tile, h, w in grids]
-    return _joined(params, cache, tiles, indices, cosines, pixels)
-
-
-def _joined(
-    params: Params,
-    cache: Features,
-    tiles: np.ndarray,
-    indices: np.ndarray,
-    cosines: np.ndarray,
-    pixels: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> Batch:
-    graph = feature_graph(indices, cosines)
-    kappa = kernel(graph, block_diagonal(pixels), params.graph.alpha)
-    tokens = torch.from_numpy(cache.batch(params.head.levels, tiles))
-    return Batch(tokens, cache.sizes(tiles), to_torch(kappa, "cpu"))

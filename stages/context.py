@@ -20,6 +20,7 @@ from stages import NO_GPU, Stage, way_out
 from stages.jobs import run
 from stages.params import Params, load
 from stages.sample import gather
+from stages.sections import ContextParams
 
 NAME = "context"  # of the level, and of the array that holds it
 SAMPLE = 100_000  # training patches that the whitening is fitted to
@@ -27,7 +28,7 @@ SEED = 0  # of their choice
 
 
 class Job(NamedTuple):
-    """All that a worker needs to fill any shard; small enough to send around."""
+    """All that a worker needs to fill any shard, small enough to send."""
 
     folder: str
     done: str
@@ -38,9 +39,9 @@ class Job(NamedTuple):
 
 
 def make_context(params: Params, features: str, out: str) -> None:
-    """Put every patch of a cache into context, once; write the level as a cache of its own.
+    """Put every patch of a cache into context; write the level as a cache of its own.
 
-    Where no level that graph, head and baseline look at is `context`, the cache holds none.
+    The cache holds no level where graph, head and baseline use none of that name.
 
     Args:
         features: path of the cache that `extract` wrote.
@@ -48,7 +49,8 @@ def make_context(params: Params, features: str, out: str) -> None:
     """
     cache = Features.open(features)
     weights = params.vit.context if NAME in params.used_levels else {}
-    manifest = describe(params, cache, weights)
+    split, choices = params.train_split, params.context
+    manifest = describe(cache, split, choices, weights)
     with way_out(NO_GPU):
         choose_device(params.compute.device)
     with work_folder(out, manifest["fingerprint"]) as work:
@@ -59,7 +61,7 @@ def make_context(params: Params, features: str, out: str) -> None:
         channels = manifest["channels"]
         todo = store.declare(folder, done, channels, dtype, cache.tiles, chunk, slots, shards)
         if weights and not store.fit_finished(folder):
-            store.write_fit(folder, fit_context(params, cache, weights)._asdict())
+            store.write_fit(folder, fit_context(cache, split, choices, weights)._asdict())
         job = Job(
             str(folder), str(done), features, tuple(weights), slots, params.compute.device
         )  # fmt: skip
@@ -70,44 +72,43 @@ def make_context(params: Params, features: str, out: str) -> None:
     click.echo(f"{out}: {len(weights)} levels in context, {size(out) / 1e9:.2f} GB")
 
 
-def describe(params: Params, cache: Features, weights: Mapping[Any, float]) -> dict[str, Any]:
-    """What the level is made from; where ``weights`` of levels are none, there is no level."""
-    width = sum(min(params.context.components, cache.channels(level)) for level in weights)
-    choices = {
+def describe(
+    cache: Features, split: str, choices: ContextParams, weights: Mapping[Any, float]
+) -> dict[str, Any]:
+    """Describe what the level is made from; without ``weights`` of levels there is none."""
+    width = sum(min(choices.components, cache.channels(level)) for level in weights)
+    facts = {
         "features": cache.manifest["fingerprint"],
-        "split": params.train_split,
+        "split": split,
         "weights": {str(level): weight for level, weight in weights.items()},
-        **(params.context.model_dump() if weights else {}),
+        **(choices.model_dump() if weights else {}),
     }
     return {
-        **choices,
+        **facts,
         "levels": {NAME: NAME} if weights else {},
         "channels": {NAME: width} if weights else {},
         "splits": cache.manifest["splits"],
-        "fingerprint": fingerprint("context", FORMAT, choices),
+        "fingerprint": fingerprint("context", FORMAT, facts),
     }
 
 
-def fit_context(params: Params, cache: Features, weights: Mapping[Any, float]) -> context.Context:
+def fit_context(
+    cache: Features, split: str, choices: ContextParams, weights: Mapping[Any, float]
+) -> context.Context:
     """Fit the whitening of each level to a sample of the training patches."""
-    tiles = cache.training_tiles(params.train_split)
+    tiles = cache.training_tiles(split)
     plan = sample_plan(cache.sizes(tiles), SAMPLE, np.random.default_rng([SEED, 2]))
-    title, choices = "sampling for the context", params.context
+    title = "sampling for the context"
     points = [
         gather(tiles, plan, cache.channels(level), partial(cache.tokens, level), title)
         for level in weights
     ]
-    return context.fit(
-        points,
-        choices.components,
-        list(weights.values()),
-        choices.temperature,
-        choices.reach,
-    )
+    weighed, how = list(weights.values()), (choices.temperature, choices.reach)
+    return context.fit(points, choices.components, weighed, *how)
 
 
 def fill_shard(job: Job, shard: int) -> None:
-    """Compute and write one shard; it depends on nothing but its arguments and the cache."""
+    """Compute and write one shard."""
     cache, fit = _opened(job)
     starts = cache.tiles["start"]
     first, last = np.searchsorted(starts, np.array([shard, shard + 1]) * job.shard_slots)
@@ -124,7 +125,7 @@ def fill_shard(job: Job, shard: int) -> None:
 
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> tuple[Features, context.Context]:
-    """The cache and the fit; once in each process."""
+    """Open the cache and the fit, once in each process."""
     fit = read_fit(job.folder) or {}
     return Features.open(job.features), context.Context(**fit)
 
@@ -137,8 +138,8 @@ def main(params: str, features: str, out: str) -> None:
     """Put the tokens of every patch into context: the level `context`.
 
     Reads data/features.zarr, fits the whitening to the training split, writes data/context.zarr in
-    the same layout. Where no level that is looked at is `context`, it holds none. Interrupted, it
-    goes on where it was.
+    the same layout; without a level where params.yaml uses no level `context`. Interrupted, it goes
+    on where it was.
     """
     make_context(load(params), features, out)
 

@@ -30,8 +30,9 @@ Samples = dict[str, set[int]]
 
 
 class Split(NamedTuple):
-    """What is scored: a data set, the split that a mapping may be fitted on, the split whose labels
-    are scored (the same where there is an oracle alone), and the classes, none without labels."""
+    """A data set to score: its name, the split that a mapping may be fitted on, the split whose
+    labels are scored (the same where there is an oracle alone), the classes (none without labels).
+    """
 
     dataset: str
     train: str
@@ -40,7 +41,7 @@ class Split(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What a pass over the label maps leaves: counts, clusters in use by variant and predictor."""
+    """Counts of pixels, and the clusters in use by variant and predictor."""
 
     counts: results.Counts
     used: dict[str, dict[str, np.ndarray]]

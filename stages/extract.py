@@ -18,8 +18,7 @@ import torch
 from cache import feature_writer, features
 from cache.backbone import facts, load_backbone, weights_hash
 from cache.images import read_row
-from cache.index import ImageRow, images_mark, read_index
-from cache.store.ahead import ahead
+from cache.index import ImageRow, images_fingerprint, read_index
 from cache.store.artefact import amount, fingerprint, free_bytes, publish, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device, hardware_bfloat16
@@ -36,6 +35,7 @@ from pipeline.features.vit import (
 )
 from pipeline.geometry import Geometry, resize, tile_pixels
 from stages import NO_GPU, Stage, way_out
+from stages.ahead import ahead
 from stages.jobs import run
 from stages.params import Params, load
 from stages.plans import geometry_of, tile_table, whole_photos
@@ -46,7 +46,7 @@ DECODERS = 16  # threads that decode images, if there are as many cores
 
 
 class Job(NamedTuple):
-    """All that a worker needs to fill any shard; small enough to send around."""
+    """Everything that a worker needs to fill any shard; small enough to send around."""
 
     folder: str
     done: str
@@ -206,7 +206,7 @@ def _place(
 
 
 def compute(backbone: Backbone, pixels: torch.Tensor, job: Job) -> dict[str, np.ndarray]:
-    """What the cache holds of a batch: float16 ``(B, patches, C)`` of each array."""
+    """Compute what the cache holds of a batch: float16 ``(B, patches, C)`` of each array."""
     pixels = pixels.to(choose_device(job.device))
     arrays = half_tokens(backbone, pixels, job.levels)
     arrays["rgb"] = downsample(pixels, backbone.patch).half().cpu().numpy()
@@ -285,7 +285,7 @@ def _verified(model: str, weights: str | None, sha256: str) -> Backbone:
 
 
 def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
-    """What the cache is made from; its fingerprint covers images, weights and parameters."""
+    """Describe what the cache is made from; the fingerprint covers images, weights, parameters."""
     extract = params.extract
     with way_out(NO_GPU):
         device = choose_device(params.compute.device)
@@ -317,7 +317,7 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
         "white": next((r.white for r in rows if r.split == params.train_split and r.white), None),
         "shard_patches": SHARD_PATCHES,
     }
-    index = images_mark(rows)
+    index = images_fingerprint(rows)
     return {
         **facts_of_run,
         # Where the weights lay, for `predict`. The fingerprint has their digest instead.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +17,12 @@ from cache.graphs import (
     FORMAT,
     Neighbours,
     read_neighbours,
-    write_group,
     write_groups,
     write_neighbours,
     write_pixels,
     write_tiles,
 )
-from cache.indices import complete_index, index_facts, open_index, write_index
+from cache.search_index import complete_index, index_facts, open_index, write_index
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
 from pipeline.features.tiles import sample_plan
@@ -31,11 +30,11 @@ from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import pixel_edges
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.graph.partition import (
+    GroupPlan,
     Numbering,
-    cut,
-    fewest_patches,
-    follow,
+    following_groups,
     group_count,
+    random_groups,
     round_count,
     share_inside,
     strongest,
@@ -51,9 +50,10 @@ from pipeline.graph.search import (
 )
 from stages import Stage, way_out
 from stages.jobs import run_parts
-from stages.params import GraphParams, Params, load
+from stages.params import Params, load
 from stages.progress import track
 from stages.sample import gather
+from stages.sections import ComputeParams, GraphParams, PixelGraphParams
 
 PIXEL_TILES = 64  # tiles whose pixel graphs make one part
 BLOCK_PATCHES = 32768  # patches whose neighbours make one part, about
@@ -61,11 +61,9 @@ PARTNERS = 64  # of each tile, those that most edges join to it: enough for any 
 QUERIES = 500  # patches whose exact neighbours are searched, to set and to measure the recall
 FEWER = "lower `graph.k` or raise `graph.group_patches`"
 
-Groups = dict[tuple[int, int], np.ndarray]  # ids of tiles by round and number in the round
-
 
 class Job(NamedTuple):
-    """All that a worker needs to make any part; small enough to send around."""
+    """All that a worker needs to make any part, small enough to send."""
 
     work: str
     features: str
@@ -78,6 +76,22 @@ class Job(NamedTuple):
     block: int  # patches whose neighbours make one part
 
 
+class Scope(NamedTuple):
+    """A way to search neighbours: in groups, in the data set, or in training's batches.
+
+    Attributes:
+        fewest: counts the patches of the smallest search of a plan.
+        rounds: counts the rounds of groups to store, from epochs and views.
+        make: writes the parts; gives their names, and facts for the manifest.
+        told: the message to the user.
+    """
+
+    fewest: Callable[[GroupPlan], int]
+    rounds: Callable[[int, int], int]
+    make: Callable[[Job, GroupPlan, GraphParams, ComputeParams], tuple[list[str], dict[str, Any]]]
+    told: str
+
+
 def make_graph(params: Params, features: str, context: str, out: str) -> None:
     """Find the nearest neighbours of the training patches, and the pixel graphs of their tiles.
 
@@ -86,99 +100,58 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
         out: path of the graph file to write. Interrupted, the same call goes on where it was.
     """
     cache = Features.open(features).beside(context)
-    tiles = cache.training_tiles(params.train_split)
-    check(params, cache, tiles)
-    manifest = describe(params, cache)
+    graph, gpu, split = params.graph, params.compute.gpu, params.train_split
+    scope = SCOPES[graph.scope]
+    views = [cache.tiles_of(split, [view]) for view in cache.views]
+    sizes = [cache.sizes(tiles) for tiles in views]
+    rounds = scope.rounds(params.train.epochs, len(views))
+    plan = GroupPlan(views, sizes, group_count(sizes, graph.group_patches), rounds)
+    cache.array(graph.level)
+    with way_out(FEWER):
+        neighbour_count(graph.k, scope.fewest(plan))
+    manifest = describe(graph, split, cache.fingerprint, plan)
     with work_folder(out, manifest["fingerprint"]) as work:
-        graph, gpu = params.graph, params.compute.device != "cpu"
         job = Job(
-            str(work), features, context, params.train_split, graph.level, graph.k, gpu,
+            str(work), features, context, split, graph.level, graph.k, gpu,
             graph.other_images, BLOCK_PATCHES,
         )  # fmt: skip
-        names = [] if graph.scope == "batch" else make_pixel_graphs(job, tiles, params)
-        if graph.scope == "group":
-            names += search_groups(job, random_groups(params, cache), params)
-        elif graph.scope == "dataset":
-            added, facts = search_dataset(job, cache, params)
-            names, manifest = names + added, {**manifest, **facts}
-        parts.assemble(work, names, out, manifest)
-    if graph.scope == "batch":
-        click.echo(f"{out}: no graphs; training makes those of {manifest['groups']} new batches")
-        return
-    groups = manifest["rounds"] * manifest["groups"]
-    click.echo(f"{out}: {groups} groups of {len(tiles)} tiles, {size(out) / 1e9:.2f} GB")
+        names, facts = scope.make(job, plan, graph, params.compute)
+        parts.assemble(work, names, out, {**manifest, **facts})
+    numbers = {"groups": plan.groups, "stored": plan.rounds * plan.groups, "gb": size(out) / 1e9}
+    click.echo(f"{out}: {scope.told.format(**numbers)}")
 
 
-def check(params: Params, cache: Features, tiles: np.ndarray) -> None:
-    """Find a k that is too large, or a missing level, before hours are spent."""
-    graph = params.graph
-    cache.array(graph.level)
-    if graph.scope == "dataset":
-        fewest = sum(cache.sizes(tiles))
-    else:
-        count = groups_of_round(params, cache)
-        fewest = min(
-            fewest_patches(cache.sizes(tiles_of_round(params, cache, number)), count)
-            for number in range(len(cache.views))
-        )
-    with way_out(FEWER):
-        neighbour_count(graph.k, fewest)
-
-
-def tiles_of_round(params: Params, cache: Features, number: int) -> np.ndarray:
-    """The tiles of a round of groups, or of an epoch of batches: one view of each image."""
-    return cache.tiles_of(params.train_split, [cache.views[number % len(cache.views)]])
-
-
-def groups_of_round(params: Params, cache: Features) -> int:
-    """How many groups, or batches, the tiles of a view are cut into."""
-    views = [
-        cache.sizes(tiles_of_round(params, cache, number)) for number in range(len(cache.views))
-    ]
-    return group_count(views, params.graph.group_patches)
-
-
-def rounds_of(params: Params, cache: Features) -> int:
-    """Count the rounds of stored groups, which the epochs of training take in turn."""
-    return (
-        0 if params.graph.scope == "batch" else round_count(params.train.epochs, len(cache.views))
-    )
-
-
-def random_groups(params: Params, cache: Features) -> Groups:
-    """Groups of tiles drawn at random."""
-    generator = np.random.default_rng(params.graph.seed)
-    count, groups = groups_of_round(params, cache), {}
-    for number in range(rounds_of(params, cache)):
-        tiles = generator.permutation(tiles_of_round(params, cache, number))
-        for group, together in enumerate(cut(tiles, cache.sizes(tiles), count)):
-            groups[number, group] = together
-    return groups
-
-
-def describe(params: Params, cache: Features) -> dict:
-    """What the graphs are made from."""
-    choices = params.graph.model_dump(exclude={"alpha"})
-    choices["rounds"] = rounds_of(params, cache)
-    split = params.train_split
+def describe(graph: GraphParams, split: str, features: str, plan: GroupPlan) -> dict[str, Any]:
+    """Describe what the graphs are made from; ``features`` is the fingerprint of the cache."""
+    choices = {**graph.model_dump(exclude={"alpha"}), "rounds": plan.rounds}
     return {
         "format": FORMAT,
         **choices,
-        "features": cache.fingerprint,
+        "features": features,
         "split": split,
-        "groups": groups_of_round(params, cache),
-        "fingerprint": fingerprint("graph", FORMAT, choices, cache.fingerprint, split),
+        "groups": plan.groups,
+        "fingerprint": fingerprint("graph", FORMAT, choices, features, split),
     }
 
 
-def make_pixel_graphs(job: Job, tiles: np.ndarray, params: Params) -> list[str]:
-    """Make the parts that hold the pixel graphs (Eq. 3); their names."""
-    settings = [(pixel.k, pixel.weight) for pixel in params.graph.pixel]
+def make_no_graphs(
+    job: Job, plan: GroupPlan, graph: GraphParams, compute: ComputeParams
+) -> tuple[list[str], dict[str, Any]]:
+    """Leave the graphs to training, which finds in the manifest how to make them."""
+    return [], {}
+
+
+def make_pixel_graphs(
+    job: Job, plan: GroupPlan, settings: Sequence[PixelGraphParams], compute: ComputeParams
+) -> list[str]:
+    """Make the parts that hold the pixel graphs (Eq. 3); give their names."""
+    tiles = np.sort(np.concatenate(plan.views))
+    pairs = [(pixel.k, pixel.weight) for pixel in settings]
     jobs = {
-        f"pixels-{i:06d}": (tiles[i : i + PIXEL_TILES].tolist(), settings)
+        f"pixels-{i:06d}": (tiles[i : i + PIXEL_TILES].tolist(), pairs)
         for i in range(0, len(tiles), PIXEL_TILES)
     }
-    return run_parts(fill_pixels, job, jobs, params.compute, "pixel graphs")
+    return run_parts(fill_pixels, job, jobs, compute, "pixel graphs")
 
 
 def fill_pixels(
@@ -194,10 +167,17 @@ def fill_pixels(
     write_pixels(Path(job.work), name, tiles, graphs)
 
 
-def search_groups(job: Job, groups: Groups, params: Params) -> list[str]:
-    """Make the parts that hold groups with the neighbours of their patches; their names."""
-    jobs = {f"group-{r:03d}-{g:06d}": ((r, g), t.tolist()) for (r, g), t in groups.items()}
-    return run_parts(fill_group, job, jobs, params.compute, "kNN graphs")
+def search_groups(
+    job: Job, plan: GroupPlan, graph: GraphParams, compute: ComputeParams
+) -> tuple[list[str], dict[str, Any]]:
+    """Make pixel graphs, and groups of random tiles with the neighbours of their patches."""
+    names = make_pixel_graphs(job, plan, graph.pixel, compute)
+    jobs = {
+        f"group-{r:03d}-{g:06d}": ((r, g), tiles.tolist())
+        for r, groups in enumerate(random_groups(plan, graph.seed))
+        for g, tiles in enumerate(groups)
+    }
+    return names + run_parts(fill_group, job, jobs, compute, "kNN graphs"), {}
 
 
 def fill_group(job: Job, name: str, at: tuple[int, int], tiles: Sequence[int]) -> None:
@@ -206,19 +186,18 @@ def fill_group(job: Job, name: str, at: tuple[int, int], tiles: Sequence[int]) -
     with way_out(FEWER):
         indices, cosines = nearest(rows, neighbour_count(job.k, len(rows)), gpu=job.gpu)
     neighbours = Neighbours(indices.astype(np.int64), cosines)
-    write_group(Path(job.work), name, at, np.asarray(tiles), neighbours)
+    write_groups(Path(job.work), name, {at: tiles}, neighbours)
 
 
-def search_dataset(job: Job, cache: Features, params: Params) -> tuple[list[str], dict[str, Any]]:
-    """Search the neighbours over the whole split; cut it into groups that follow them.
-
-    Returns the names of the parts, and for the manifest how it was searched and how many of their
-    edges the groups see.
-    """
-    work, numbering, graph = Path(job.work), _numbering(job), params.graph
+def search_dataset(
+    job: Job, plan: GroupPlan, graph: GraphParams, compute: ComputeParams
+) -> tuple[list[str], dict[str, Any]]:
+    """Make pixel graphs, the neighbours over the whole split, and groups that follow them."""
+    work, numbering = Path(job.work), _numbering(job)
+    names = make_pixel_graphs(job, plan, graph.pixel, compute)
     facts = index_facts(work)
     if facts is None:
-        facts = build_index(job, cache, numbering, graph)
+        facts = build_index(job, numbering, graph.recall, graph.seed)
         complete_index(work, facts)
     click.echo(
         f"searching {facts['probes']} of {facts['cells']} cells for each patch: recall "
@@ -226,9 +205,9 @@ def search_dataset(job: Job, cache: Features, params: Params) -> tuple[list[str]
     )
     blocks = range(len(numbering.block_firsts) - 1)
     jobs = {f"neighbours-{block:06d}": (block, facts["probes"]) for block in blocks}
-    names = run_parts(fill_neighbours, job, jobs, params.compute, "kNN search")
-    counts, totals = edges_between(work, names, numbering)
-    rounds = following_groups(params, cache, numbering, counts)
+    found = run_parts(fill_neighbours, job, jobs, compute, "kNN search")
+    counts, totals = edges_between(work, found, numbering)
+    rounds = following_groups(plan, numbering, counts, graph.seed)
     seen = share_inside(counts, totals, rounds)
     click.echo(f"a batch sees {seen:.1%} of the edges of its patches")
     groups = {
@@ -239,55 +218,40 @@ def search_dataset(job: Job, cache: Features, params: Params) -> tuple[list[str]
     write_tiles(work, "tiles", numbering.tiles, numbering.sizes.tolist(), numbering.blocks)
     write_groups(work, "groups", groups)
     searched = {"cells": facts["cells"], "probes": facts["probes"], "measured": facts["recall"]}
-    return [*names, "tiles", "groups"], {**searched, "edges_seen": seen}
+    return [*names, *found, "tiles", "groups"], {**searched, "edges_seen": seen}
 
 
-def following_groups(
-    params: Params, cache: Features, numbering: Numbering, counts: csr_array
-) -> list[list[np.ndarray]]:
-    """For each round groups of tiles, given by their positions, that follow the counted edges."""
-    generator = np.random.default_rng(params.graph.seed)
-    count, rounds = groups_of_round(params, cache), []
-    for number in range(rounds_of(params, cache)):
-        places = np.flatnonzero(np.isin(numbering.tiles, tiles_of_round(params, cache, number)))
-        sizes = numbering.sizes[places].tolist()
-        groups = follow(counts[places][:, places], sizes, count, generator)
-        rounds.append([places[group] for group in groups])
-    return rounds
-
-
-def build_index(
-    job: Job, cache: Features, numbering: Numbering, graph: GraphParams
-) -> dict[str, Any]:
-    """Write the index of all patches; how many cells a search has to look into for the recall."""
+def build_index(job: Job, numbering: Numbering, wanted: float, seed: int) -> dict[str, Any]:
+    """Write the index of all patches; find how many cells to look into for the wanted recall."""
     total = int(numbering.block_firsts[-1])
-    generator = np.random.default_rng([graph.seed, 1])
+    generator = np.random.default_rng([seed, 1])
     cells = cell_count(total)
     plan = sample_plan(numbering.sizes.tolist(), cells * SAMPLE_PER_CELL, generator)
-    sample = planned_tokens(job, cache, numbering, plan, "sampling for cells")
+    sample = planned_tokens(job, numbering, plan, "sampling for cells")
     queries = np.sort(generator.choice(total, min(QUERIES, total), replace=False))
-    plan = numbering.by_tile(queries)
-    rows = planned_tokens(job, cache, numbering, plan, "reading queries")
+    rows = planned_tokens(job, numbering, numbering.by_tile(queries), "reading queries")
     own = own_ids(job, numbering, queries)
     exact = ExactTop(rows, own, neighbour_count(job.k, total))
 
     def blocks() -> Iterator[tuple[int, np.ndarray]]:
         firsts = numbering.block_firsts[:-1].tolist()
         for block, first in enumerate(track(firsts, "filling cells", unit="part")):
-            tokens = unit_tokens(cache, job.level, numbering.tiles[numbering.blocks == block])
+            tiles = numbering.tiles[numbering.blocks == block]
+            tokens = unit_tokens(_opened(job), job.level, tiles)
             exact.add(first, tokens)
             yield first, tokens
 
-    write_index(Path(job.work), empty_index(sample, cells, graph.seed), blocks())
+    write_index(Path(job.work), empty_index(sample, cells, seed), blocks())
     index = open_index(job.work)
-    probes, measured = choose_probes(index, rows, own, exact.indices, graph.recall)
+    probes, measured = choose_probes(index, rows, own, exact.indices, wanted)
     return {"cells": cells, "probes": probes, "recall": measured}
 
 
 def planned_tokens(
-    job: Job, cache: Features, numbering: Numbering, plan: list[np.ndarray], title: str
+    job: Job, numbering: Numbering, plan: list[np.ndarray], title: str
 ) -> np.ndarray:
-    """Tokens of length 1 of the planned patches of every tile."""
+    """Gather tokens of length 1 of the planned patches of every tile."""
+    cache = _opened(job)
     channels = cache.channels(job.level)
     return gather(
         numbering.tiles, plan, channels, lambda tile: unit_tokens(cache, job.level, [tile]), title
@@ -295,7 +259,7 @@ def planned_tokens(
 
 
 def own_ids(job: Job, numbering: Numbering, patches: np.ndarray) -> np.ndarray:
-    """The ids, int64 ``(n, 2)`` from and to, that are no neighbours of patches of these numbers."""
+    """Give the range of ids that are no neighbours of each patch: int64 ``(n, 2)``."""
     if not job.other_images:
         return np.stack([patches, patches + 1], axis=1)
     return numbering.image_of(patches)
@@ -335,19 +299,19 @@ def edges_between(
 
 
 def unit_tokens(cache: Features, level: int | str, tiles: Sequence[int]) -> np.ndarray:
-    """Tokens of length 1 of some tiles: float32 ``(patches, C)``."""
+    """Read tokens of some tiles at length 1: float32 ``(patches, C)``."""
     return unit_rows(cache.batch([level], tiles).astype(np.float32))
 
 
 @lru_cache(maxsize=1)
 def _opened(job: Job) -> Features:
-    """The cache; opened once in each process."""
+    """Open the cache, once in each process."""
     return Features.open(job.features).beside(job.context)
 
 
 @lru_cache(maxsize=1)
 def _numbering(job: Job) -> Numbering:
-    """How the patches of the split are numbered; made once in each process."""
+    """Number the patches of the split, once in each process."""
     cache = _opened(job)
     tiles = cache.training_tiles(job.split)
     return Numbering.of(tiles, cache.sizes(tiles), cache.tiles["image"][tiles], job.block)
@@ -355,9 +319,22 @@ def _numbering(job: Job) -> Numbering:
 
 @lru_cache(maxsize=1)
 def _index(job: Job) -> faiss.Index:
-    """The index of all patches; opened once in each process."""
+    """Open the index of all patches, once in each process."""
     index = open_index(job.work)
     return to_gpu(index) if job.gpu else index
+
+
+STORED = "{stored} groups, {gb:.2f} GB"
+SCOPES = {
+    "group": Scope(GroupPlan.fewest, round_count, search_groups, STORED),
+    "dataset": Scope(GroupPlan.patches, round_count, search_dataset, STORED),
+    "batch": Scope(
+        GroupPlan.fewest,
+        lambda *_: 0,
+        make_no_graphs,
+        "no graphs; training makes those of {groups} new batches",
+    ),
+}
 
 
 @click.command(cls=Stage)

@@ -96,45 +96,45 @@ class Params(Section):
         head, start = self.head, self.train.start
         if start == "kmeans" and head.width is not None:
             raise ValueError(
-                "train.start: a head that starts from K-means takes its tokens as they are: set "
-                "head.width to null, or train.start to discriminant or random"
+                f"train.start kmeans needs a head without a projection, found head.width "
+                f"{head.width}: set it to null, or train.start to discriminant or random"
             )
         if start != "random" and (head.level_norm or head.orthogonal):
             raise ValueError(
-                f"train.start: {start} needs a head that can be K-means: set head.level_norm and "
-                "head.orthogonal to false, or train.start to random"
+                f"train.start {start} needs a head without level norms and with a free last "
+                "layer: set head.level_norm and head.orthogonal to false, or train.start to random"
             )
         return self
 
     @property
     def data(self) -> DatasetParams:
-        """The entry of `datasets` that `dataset` names."""
+        """Entry of `datasets` that `dataset` names."""
         return self.datasets[self.dataset]
 
     @property
     def vit(self) -> BackboneParams:
-        """The entry of `backbones` that `backbone` names."""
+        """Entry of `backbones` that `backbone` names."""
         return self.backbones[self.backbone]
 
     @property
     def protocols_used(self) -> dict[str, ProtocolParams]:
-        """How the evaluation splits are looked at, by name, in order.
+        """Protocols of evaluation by name, in order.
 
-        Every data set is scored by all that one of them asks for, so that they can be compared.
+        Every data set is scored by all that any of them asks for, so that scores compare.
         """
         asked = [self.datasets[name].protocols or self.extract.eval for name in self.evaluated]
         return {name: self.protocols[name] for names in asked for name in names}
 
     @property
     def trains_as_scored(self) -> bool:
-        """Whether the tiles of the first protocol are the ones to train on."""
+        """True where the tiles of the first protocol are those of training."""
         first = next(iter(self.protocols_used.values()))
         same = first.short_side in (None, self.extract.train.short_side)
         return same and not (first.crop or first.window or self.extract.train.drawn)
 
     @property
     def segmented(self) -> tuple[str, ...]:
-        """The splits that get label maps, each once: what is scored, and what may fit mappings."""
+        """Splits that get label maps, each once: those to score and those that fit mappings."""
         sets, fits = self.eval_sets, "train" in self.eval.mapping
         fitted = [self.fitted_on(*item) for item in sets if fits]
         return tuple(dict.fromkeys([*fitted, *(split for _, split in sets)]))
@@ -143,6 +143,15 @@ class Params(Section):
     def used_levels(self) -> set[int | str]:
         """The levels that graph, head and baseline look at."""
         return {self.graph.level, *self.head.levels, self.kmeans.level}
+
+    def used_text(self) -> str:
+        """What this run has used, as YAML: of data sets, backbones and protocols those in use."""
+        tree = self.model_dump(mode="json", exclude={"compute"})
+        in_use = {"datasets": self.used, "backbones": [self.backbone]}
+        in_use["protocols"] = self.protocols_used
+        for key, names in in_use.items():
+            tree[key] = {name: tree[key][name] for name in names}
+        return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=100)
 
     @property
     def trained(self) -> str:
@@ -163,34 +172,34 @@ class Params(Section):
         return {name: tuple(dict.fromkeys(splits)) for name, splits in found.items()}
 
     def split_text(self, name: str, split: str) -> str:
-        """What a split is called from the index on: with its data set where several are used."""
+        """Name a split as the index does: with its data set where several are used."""
         return split if len(self.used) == 1 else f"{name}/{split}"
 
     @property
     def train_split(self) -> str:
-        """The training split, as the index calls it."""
+        """Training split by its name in the index."""
         return self.split_text(self.trained, self.datasets[self.trained].train)
 
     @property
     def eval_sets(self) -> list[tuple[str, str]]:
-        """The data sets to score, and their evaluation splits as the index calls them."""
+        """Data sets to score, and their evaluation splits by their names in the index."""
         return [(name, self.split_text(name, self.datasets[name].eval)) for name in self.evaluated]
 
     def fitted_on(self, name: str, split: str) -> str:
-        """The split whose labels the scored mapping may be fitted on, besides its own.
+        """Give the split whose labels fit the scored mapping.
 
-        That is the training split of the same data set. Where the head was trained on another,
-        whose classes are others, it is the scored split itself: there is an oracle alone.
+        It is the training split of the same data set, or the scored split itself where the head was
+        trained on another one, whose classes differ.
         """
         return self.train_split if name == self.trained else split
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of YAML 1.2: DVC writes 0.00001 as 1e-05, to YAML 1.1 a text."""
+    """YAML with the numbers of YAML 1.2: DVC writes 1e-05, which is a text in YAML 1.1."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping whose keys are all different: YAML takes the last of two without a word."""
+    """Read a mapping and refuse equal keys, of which YAML takes the last."""
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     twice = sorted({str(key) for key in keys if keys.count(key) > 1})
     if twice:
@@ -207,7 +216,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str) -> Any:
-    """What a text in YAML says, read as DVC reads and writes it.
+    """Parse YAML as DVC reads and writes it.
 
     Raises:
         yaml.YAMLError: it is not YAML.
@@ -240,7 +249,7 @@ def load(path: str | Path = "params.yaml") -> Params:
 
 
 def is_parameter(key: str) -> bool:
-    """Whether a dotted key is one of params.yaml, whatever the names of its entries."""
+    """True for a dotted key of params.yaml, whatever the names of its entries."""
     tree: object | None = Params
     for part in key.split("."):
         tree = _child(tree, part)
@@ -252,7 +261,7 @@ def _faults(error: ValidationError) -> list[str]:
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:
-    """The dotted key: pydantic also puts the names of union members into the location."""
+    """Give the dotted key of a location, in which pydantic also puts names of union members."""
     tree: object = Params
     keys: list[str] = []
     for part in loc:

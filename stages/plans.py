@@ -1,4 +1,4 @@
-"""How the images of a data set are looked at: one geometry for each protocol, views to train on."""
+"""Plans of the images of a data set: a geometry for each protocol, views to train on."""
 
 from __future__ import annotations
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import numpy as np
 from click.core import ParameterSource
 
-from cache import heads, predictions
+from cache import exports, heads, predictions
 from cache.claims import claim
 from cache.images import find_white, read_image, survey
 from cache.photos import Photo, find_photos
 from cache.segments import PREDICTORS
-from cache.store.artefact import fingerprint
+from cache.store.artefact import file_hash
 from cache.store.errors import InputError
 from cache.walk import some
 from eigenseg.naming import read_naming, segments_of
@@ -23,11 +24,21 @@ from eigenseg.segmenter import Result, Segmenter
 from pipeline.drawing.naming import Naming
 from pipeline.maps.crf import CRFS
 from stages import Stage, way_out
-from stages.label_maps import areas_of, write_label_map, write_legend
+from stages.label_maps import (
+    check_export,
+    covers_nearly_all,
+    naming_fingerprint,
+    open_exports,
+    warn_of_merging,
+    write_label_map,
+    write_legend,
+)
 from stages.progress import track
 
 # By name, for evaluation is out of reach here: it is next to the ground truth.
-MATCHINGS = ("majority_iou", "majority_count", "hungarian")
+# The first is the default: the likeliest class of a pixel. Papers print scores by majority_iou,
+# which gives small classes more than their share; `eval` has it first.
+MATCHINGS = ("majority_count", "majority_iou", "hungarian")
 SPLIT = "train"  # of a data set that is exported
 
 
@@ -50,6 +61,7 @@ def predict(
     *,
     named: bool = False,
     export: str | None = None,
+    formats: Sequence[str] = (),
 ) -> None:
     """Write label maps and overlays of new images.
 
@@ -57,15 +69,17 @@ def predict(
         images: files, and folders with all below them.
         out: folder to write; further images may join those of the same origin.
         origin: JSON-able, what gives the label maps their meaning.
-        named: the names are a person's: write areas, and legends below the overlays.
+        named: the names are a person's.
         export: folder of a data set to write: these images, their labels, classes.txt.
+        formats: of `exports.FORMATS`, further files for other tools in ``out``.
 
     Raises:
         InputError: some images have faults (the others are written), or nothing can be done.
     """
-    naming, targets = segmenter.naming, Targets(out, export, named)
+    naming, targets = segmenter.naming, Targets(out, export)
     photos, notes = find_photos(images, [p for paths in targets.owned.values() for p in paths])
-    check_export(targets, naming)
+    check_export(out, export, naming)
+    writers = open_exports(formats, out, naming)
     for folder, owned in targets.owned.items():
         predictions.start(folder, origin, owned)
     if naming.classes:
@@ -74,7 +88,7 @@ def predict(
         predictions.write_class_list(export, naming.classes)
     photos = claim(targets.labels, photos)
     white = settle(photos, segmenter.white, notes)
-    faults = list(write_all(targets, photos, segmenter, white))
+    faults = list(write_all(targets, writers, photos, segmenter, white, origin["merge_to"]))
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
@@ -84,11 +98,10 @@ def predict(
 
 
 class Targets(NamedTuple):
-    """The folder of label maps, perhaps one of a data set; whether a person gave the names."""
+    """The folder of label maps, and perhaps one of a data set."""
 
     out: str
     export: str | None
-    named: bool
 
     @property
     def owned(self) -> dict[str, list[Path]]:
@@ -100,15 +113,6 @@ class Targets(NamedTuple):
     def labels(self) -> dict[str, str]:
         """Where the labels lie below each folder."""
         return {self.out: "labels"} | ({self.export: f"labels/{SPLIT}"} if self.export else {})
-
-
-def check_export(targets: Targets, naming: Naming) -> None:
-    """Raise InputError where a data set is wanted that cannot be."""
-    if targets.export and (not naming.classes or targets.export == targets.out):
-        raise InputError(
-            f"a data set needs classes (--names or --mapping) and a folder other than --out, found "
-            f"{len(naming.classes)} classes and {targets.export}: correct --export."
-        )
 
 
 def mapped(path: str, manifest: dict[str, Any], choices: Choices) -> Naming | None:
@@ -155,20 +159,27 @@ def settle(photos: Sequence[Photo], white: float | None, notes: Sequence[str]) -
 
 
 def write_all(
-    targets: Targets, photos: Sequence[Photo], segmenter: Segmenter, white: float | None
+    targets: Targets,
+    writers: Sequence[exports.Writer],
+    photos: Sequence[Photo],
+    segmenter: Segmenter,
+    white: float | None,
+    merge_to: int | None,
 ) -> Iterator[str]:
     """Write what is made of every photo; yield what is wrong with the bad ones.
 
     Args:
         white: of photos of more than 8 bits.
+        merge_to: number of segments that clusters are merged to, if any.
     """
-    naming, areas = segmenter.naming, {}
+    naming, areas, flat = segmenter.naming, {}, []
     way_out = "Replace or remove the file, then run predict again."
     for photo in track(photos, "segmenting"):
         try:
-            found = segmenter(read_image(photo.path, way_out, white=white))
-            write_one(targets, photo, found, naming)
-            areas[photo.name] = areas_of(found.classes, naming)
+            pixels = read_image(photo.path, way_out, white=white)
+            found = segmenter(pixels, file_hash(photo.path) if naming.corrections else None)
+            areas[photo.name] = write_one(targets, writers, photo, found, naming)
+            flat += [photo.name] * covers_nearly_all(found.ids)
         except InputError as error:
             yield str(error)
         except ValueError as error:
@@ -177,17 +188,30 @@ def write_all(
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # of all photos
                 raise
             yield f"{photo.path}: its results cannot be written ({error})"
-    if targets.named:
+    if naming.classes:
         predictions.write_areas(targets.out, naming.classes, areas)
+    for writer in writers:
+        writer.close()
+    if merge_to and flat:
+        warn_of_merging(flat, len(photos), merge_to)
 
 
-def write_one(targets: Targets, photo: Photo, found: Result, naming: Naming) -> None:
-    """Write the sample of a data set, if one is wanted, the label map and the overlay."""
+def write_one(
+    targets: Targets,
+    writers: Sequence[exports.Writer],
+    photo: Photo,
+    found: Result,
+    naming: Naming,
+) -> np.ndarray:
+    """Write what is made of one photo; its areas by class, as `write_label_map` gives them."""
     labels = found.classes
     if targets.export:
         sample = (SPLIT, photo.name, photo.path, found.image, labels, naming.png_colours)
         predictions.write_sample(targets.export, *sample)
-    write_label_map(targets.out, photo.name, found.image, labels, naming, with_legend=targets.named)
+    areas = write_label_map(targets.out, photo.name, found.image, labels, naming)
+    for writer in writers:
+        writer.add(photo.name, photo.path.suffix, labels)
+    return areas
 
 
 @click.command(cls=Stage)
@@ -197,8 +221,21 @@ def write_one(targets: Targets, photo: Photo, found: Result, naming: Naming) -> 
 @click.option("--mapping", default="results/mapping.json", help="Classes of clusters, or `none`.")
 @click.option("--names", help="names.json of the atlas, in place of a mapping.")
 @click.option("--export", help="Folder of a data set to write: images, labels, classes.txt.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(tuple(exports.FORMATS)),
+    help="Further files in --out for other tools; may be given twice.",
+)
 @click.option("--predictor", default="ours", type=click.Choice(PREDICTORS), help="Whose clusters.")
-@click.option("--matching", default=MATCHINGS[0], type=click.Choice(MATCHINGS), help="Of classes.")
+@click.option(
+    "--matching",
+    default=MATCHINGS[0],
+    type=click.Choice(MATCHINGS),
+    help="How clusters took classes: the likeliest of a pixel, or as papers print scores "
+    "(majority_iou, which eval shows first).",
+)
 @click.option("--weights", help="The backbone's weights, if they have moved.")
 @click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="Where.")
 @click.option(
@@ -211,15 +248,17 @@ def write_one(targets: Targets, photo: Photo, found: Result, naming: Naming) -> 
 @click.option("--merge-to", type=click.IntRange(min=2), help="As `segment.merge_to`.")
 def main(
     images: tuple[str, ...], out: str, head: str, mapping: str, names: str | None,
-    export: str | None, predictor: str, matching: str, weights: str | None, device: str,
+    export: str | None, formats: tuple[str, ...], predictor: str, matching: str,
+    weights: str | None, device: str,
     temperature: float | None, crf: str, protocol: str | None, merge_to: int | None,
 ) -> None:  # fmt: skip
     """Segment new IMAGES (files, and folders with all below them) with a trained head.
 
     Reads the images, data/head and, for the names of the classes, results/mapping.json or what
     --names gives. Writes labels/<name>.png with class indices (255 = none) or, without a mapping,
-    cluster ids, overlays/<name>.jpg, classes.txt and legend.png to the folder --out; with --names
-    also areas.csv, and legends below the overlays.
+    cluster ids, overlays/<name>.jpg, classes.txt, legend.png and areas.csv (pixels of each class in
+    each photo) to the folder --out; with --format coco also coco/instances.json and panoptic.json,
+    with --format label_studio predictions for Label Studio.
     """
     choices = Choices(predictor, matching, temperature, crf, merge_to, protocol)
     manifest = heads.load_head(head)[2]
@@ -237,9 +276,9 @@ def main(
         **choices._asdict(),
         "matching": matching if naming and not names else None,
         "classes": segmenter.naming.classes,
-        "values": fingerprint(segmenter.naming.values.tolist()),
+        "values": naming_fingerprint(segmenter.naming),
     }
-    predict(images, out, segmenter, origin, named=names is not None, export=export)
+    predict(images, out, segmenter, origin, named=names is not None, export=export, formats=formats)
 
 
 if __name__ == "__main__":

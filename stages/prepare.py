@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from cache import labels as store
+from cache.checked import CheckedFiles
 from cache.images import check_image
 from cache.index import ImageRow, write_index
 from cache.layouts import find_layout
-from cache.memory import Memory
 from cache.photos import check_images, lie_of
 from stages import Stage
 from stages.params import Params, load
@@ -31,9 +31,9 @@ def prepare(params: Params, out: str, labels: str) -> None:
     rows: list[ImageRow] = []
     labelled: list[store.LabelRow] = []
     classes: dict[str, list[str]] = {}
-    with Memory(Path(out).with_name(".checked.csv")) as memory:
+    with CheckedFiles(Path(out).with_name(".checked.csv")) as checked:
         for name in params.used:
-            images, names, found = prepare_set(params, name, memory)
+            images, names, found = prepare_set(params, name, checked)
             if found:
                 classes[name] = names
             labelled += [row._replace(image=len(rows) + row.image) for row in found]
@@ -50,7 +50,7 @@ def prepare(params: Params, out: str, labels: str) -> None:
 
 
 def prepare_set(
-    params: Params, name: str, memory: Memory
+    params: Params, name: str, checked: CheckedFiles
 ) -> tuple[list[ImageRow], list[str], list[store.LabelRow]]:
     """The images of one data set, numbered from 0, its classes, and the labels of its images.
 
@@ -60,13 +60,13 @@ def prepare_set(
     layout = lie_of(Path(data.root), splits, find_layout(data.format, data.classes))
     subset = {data.train: data.subset} if data.subset else {}
     shown = partial(track, description=f"checking images of {name}")
-    look = memory.recalling(check_image)
+    look = checked.once(check_image)
     rows, notes = check_images(data.root, splits, shown, layout, subset, look, data.white)
     classes, found = list[str](), list[store.LabelRow]()
     if name in params.evaluated:
         classes = store.classes_of(data.root, layout, data.classes)
         shown = partial(track, description=f"checking labels of {name}", unit="label")
-        check, values = memory.recalling(store.check_label), data.values or {}
+        check, values = checked.once(store.check_label), data.values or {}
         found, more = store.find_labels(
             data.root, rows, classes, shown, layout, check, values, data.eval
         )

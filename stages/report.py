@@ -4,56 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
 
 from cache import results as store
+from cache.commit import commit
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
+from cache.names import PREDICTOR
 from cache.segments import Segments
-from pipeline.drawing.colours import blend, class_colours, colour, eigenfunction_image, palette
 from pipeline.evaluation import confusion, scores
 from stages import Stage
 from stages.atlas import make_atlas
-from stages.drawing import Picture, confusion_chart, curve_chart, encode, iou_chart
+from stages.drawing import Picture, confusion_chart, curve_chart, iou_chart
+from stages.gallery import (
+    MATCHING,
+    Colours,
+    Named,
+    choose_colours,
+    example,
+    find_named,
+    named_areas,
+    spaced,
+)
 from stages.letters import tell_unshown
 from stages.pages import render, write_pages
 from stages.params import Params, load
-from stages.planned import plan_of, read_planned
+from stages.planned import plan_of
 from stages.progress import track
 from stages.score_table import oracle_alone, print_scores
 from stages.sweep import draw_sweep
 
-MATCHING = "majority_iou"  # that colours and charts follow
+SUGGESTING = "majority_count"  # that names to begin with follow: the likeliest class
 IMAGES = 8  # in the gallery
-WIDTH = 320  # px of the gallery's pictures
-OPACITY = 0.75
-
-
-class Colours(NamedTuple):
-    """uint8 colours: of the classes (the last one means none) and of each predictor's clusters."""
-
-    classes: np.ndarray
-    clusters: dict[str, np.ndarray]
-
-
-class Example(NamedTuple):
-    """One image of the gallery: label maps, and eigenfunctions in a second row."""
-
-    title: str
-    maps: list[Picture]
-    eigenfunctions: list[Picture]
+CURVES = {
+    "loss": "what training lowers: penalty less trace",
+    "trace": "how much of the graph the eigenfunctions explain: it should rise",
+    "penalty": "how far the eigenfunctions are from being independent",
+    "clusters": "clusters that patches of a step fall into",
+    "tau": "temperature of the Gumbel-softmax: assignments harden as it falls",
+    "lr": "learning rate",
+}
 
 
 def make_report(
-    params: Params, index: str, labels: str, segments: str, results_folder: str, out: str
+    params: Params,
+    index: str,
+    labels: str,
+    segments: str,
+    results_folder: str,
+    out: str,
+    named_folder: str = "data/named",
 ) -> None:
     """Draw the metrics, curves and gallery of every data set as one HTML page.
 
     Args:
-        index, labels, segments, results_folder: paths of what the stages before wrote.
+        index, labels, segments, results_folder, named_folder: paths of what the stages before
+            wrote; the last one may be absent.
         out: folder of the page and its pictures to write.
     """
     folder, sets, train = Path(results_folder), params.eval_sets, params.train_split
@@ -66,22 +75,29 @@ def make_report(
         )
         found = store.read_evaluation(folder, made_from)
         curve = store.read_curve(folder / "curve.csv", maps.manifest["curve"])
+        named = find_named(named_folder, maps.manifest["head"], maps.clusters[PREDICTOR])
         sections = []
         for name, split in sets:
             rows = [row for row in images if row.split == split]
             fitted_on = params.fitted_on(name, split)
             prefix = f"{name}_" if len(sets) > 1 else ""
-            section = draw_set(prefix, name, found[name], (fitted_on, split), rows, truth, maps)
+            section = draw_set(
+                prefix, name, found[name], (fitted_on, split), rows, truth, maps, named
+            )
             if section["origins"] and fitted_on != train:
                 section["score_notes"].append(oracle_alone(train))
             sections.append(section)
         title = f"{', '.join(params.evaluated)}: names for clusters"
         mapping = found[sets[0][0]].mapping
-        atlas = make_atlas(title, maps.stored(images), maps, suggestion(mapping))
-        facts, main = run_facts(params, maps.manifest), maps.main
+        atlas = make_atlas(
+            title, maps.stored(images), maps, suggestion(mapping), named.file if named else None
+        )
+        facts, main = run_facts(params, maps), maps.main
         curves = curve_charts(curve)
         pictures = [picture for one in sections for picture in one["pictures"]] + curves
-        page = render("report.html", sections=sections, curves=curves, **facts)
+        page = render(
+            "report.html", sections=sections, curves=curves, named=named_areas(named), **facts
+        )
         write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
     for name, split in sets:
         print_scores(name, found[name].metrics, params.fitted_on(name, split), split, train)
@@ -100,6 +116,7 @@ def draw_set(
     rows: Sequence[ImageRow],
     truth: Mapping[int, LabelRow],
     maps: Segments,
+    named: Named | None,
 ) -> dict[str, Any]:
     """What the page shows of one data set, and all of its pictures.
 
@@ -112,7 +129,14 @@ def draw_set(
     train, split = splits
     colours = choose_colours(found.mapping, maps.clusters)
     gallery = [
-        example(f"{prefix}gallery_{number:02d}", row, truth.get(row.id), maps, colours)
+        example(
+            f"{prefix}gallery_{number:02d}",
+            row,
+            truth_of(row, truth.get(row.id), maps),
+            maps,
+            colours,
+            named,
+        )
         for number, row in enumerate(track(spaced(rows, IMAGES), "drawing"))
     ]
     charts = [
@@ -122,6 +146,7 @@ def draw_set(
     shown = [picture for one in gallery for picture in (*one.maps, *one.eigenfunctions)]
     return {
         "dataset": name,
+        "split": split,
         "heading": split if prefix else "",
         "gallery": gallery,
         "charts": charts,
@@ -131,63 +156,38 @@ def draw_set(
     }
 
 
+def truth_of(row: ImageRow, label: LabelRow | None, maps: Segments) -> np.ndarray | None:
+    """Read the classes of the part of an image that label maps are of."""
+    if label is None:
+        return None
+    return plan_of(maps, row).cut_label(read_label(label.path, label.sha256, label.table))
+
+
 def suggestion(mapping: store.ClassMapping) -> dict[str, Any] | None:
     """The names that labels give to clusters; None without labels."""
     if mapping.fitted_on is None:
         return None
-    clusters = mapping.clusters["ours"][MATCHING].tolist()
+    clusters = mapping.clusters[PREDICTOR][SUGGESTING].tolist()
     return {"classes": mapping.classes, "clusters": clusters, "split": mapping.fitted_on}
 
 
-def spaced(rows: Sequence[ImageRow], n: int) -> list[ImageRow]:
-    """At most ``n`` rows, evenly spaced from the first to the last."""
-    places = np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int)
-    return [rows[place] for place in places]
-
-
-def choose_colours(mapping: store.ClassMapping, clusters: dict[str, int]) -> Colours:
-    """Clusters get the colours of their classes or, without labels, each its own."""
-    classes = class_colours(len(mapping.classes))
-    if mapping.fitted_on is None:
-        return Colours(classes, {name: palette(k) for name, k in clusters.items()})
-    return Colours(classes, {name: classes[mapping.clusters[name][MATCHING]] for name in clusters})
-
-
-def example(
-    prefix: str, row: ImageRow, label: LabelRow | None, maps: Segments, colours: Colours
-) -> Example:
-    """The pictures of one image: photo, ground truth, each predictor, the first eigenfunctions."""
-    photo, image = read_planned(maps, row), maps.by_content[row.sha256]
-    height = max(1, round(WIDTH * photo.shape[0] / photo.shape[1]))
-
-    def picture(name: str, caption: str, pixels: np.ndarray, smooth: bool) -> Picture:
-        png = encode(pixels, WIDTH, height, smooth)
-        return Picture(f"{prefix}_{name}", caption, png)
-
-    pictures = [picture("image", "image", photo, True)]
-    if label is not None:
-        whole = read_label(label.path, label.sha256, label.table)
-        truth = colour(plan_of(maps, row).cut_label(whole), colours.classes)
-        pictures.append(picture("truth", "ground truth", blend(photo, truth, OPACITY), True))
-    for name, shades in colours.clusters.items():
-        clusters = colour(maps.read(name, image), shades)
-        pictures.append(picture(name, name, blend(photo, clusters, OPACITY), True))
-    functions = [
-        picture(f"psi_{i}", f"eigenfunction {i + 1}", eigenfunction_image(values), False)
-        for i, values in enumerate(maps.eigenfunctions(image))
-    ]
-    return Example(row.stem, pictures, functions)
-
-
-def run_facts(params: Params, made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """Title and facts of the page; ``made_from`` is the manifest of the label maps."""
+def run_facts(params: Params, maps: Segments) -> dict[str, Any]:
+    """Title, facts, parameters, and explanations of the page."""
+    made_from = maps.manifest
     facts = {
         "evaluated split": ", ".join(split for _, split in params.eval_sets),
         "training split": params.train_split,
         "backbone": made_from["model"],
         "seed": made_from["seed"],
+        "label maps of": maps.made,
     }
-    return {"title": f"eigenseg: {', '.join(params.evaluated)}", "facts": facts}
+    if found := commit():
+        facts["commit"] = found
+    return {
+        "title": f"eigenseg: {', '.join(params.evaluated)}",
+        "facts": facts,
+        "parameters": params.used_text(),
+    }
 
 
 def score_tables(
@@ -263,12 +263,14 @@ def score_notes(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) 
     """The verdict, and how to read the table of scores."""
     held = origins(metrics, train, evaluated)
     if not held:
-        return [f"The split {evaluated} has no labels: there is nothing to score."]
+        return []
     notes = [verdict(metrics)] if "oracle" in held else []
     notes += [
         "mIoU is the mean over the classes present in the ground truth, accuracy the share of "
         "valid pixels, both in percent; classes counts the classes that are predicted somewhere. "
-        "More clusters raise both scores, so compare at equal K.",
+        "More clusters raise both scores, so compare at equal K. Bold: the best of a column.",
+        "ours: the eigenfunctions' own clusters; ours_kmeans: K-means on the features inside the "
+        "trained head; kmeans: K-means on the ViT's features, the baseline.",
         f"An oracle mapping from clusters to classes is fitted on the labels of {evaluated} that "
         "are scored; it is what published tables use.",
     ]
@@ -305,7 +307,11 @@ def class_charts(
 def curve_charts(curve: dict[str, np.ndarray]) -> list[Picture]:
     """One picture per column of the training curve."""
     return [
-        Picture(f"curve_{name}", name, curve_chart(curve["step"], values))
+        Picture(
+            f"curve_{name}",
+            f"{name}: {CURVES[name]}" if name in CURVES else name,
+            curve_chart(curve["step"], values),
+        )
         for name, values in curve.items()
         if name != "step"
     ]
@@ -317,22 +323,24 @@ def curve_charts(curve: dict[str, np.ndarray]) -> list[Picture]:
 @click.option("--labels", default="data/labels.csv", help="Index of labels.")
 @click.option("--segments", default="data/segments.h5", help="Label maps.")
 @click.option("--results", default="results", help="Folder of the results.")
+@click.option("--named", default="data/named", help="Label maps by name, if any.")
 @click.option("--sweep", help="CSV of `dvc exp show --csv`: draw its experiments and nothing else.")
 @click.option("--out", default="results/report", help="Folder to write.")
 def main(
-    params: str, index: str, labels: str, segments: str, results: str, sweep: str | None, out: str
-) -> None:
+    params: str, index: str, labels: str, segments: str, results: str, named: str,
+    sweep: str | None, out: str,
+) -> None:  # fmt: skip
     """Draw the metrics, curves and gallery as one HTML page.
 
-    Reads the results of eval, the training curve, label maps, photos, and of the gallery's images
-    eigenfunctions and labels (data/ and results/). Writes index.html, clusters.html (the atlas, on
-    which one names clusters), which need no network, and every picture as PNG to results/report/.
-    Prints the scores and where the pages are.
+    Reads the results of eval, the training curve, label maps (also those by name), photos, and of
+    the gallery's images eigenfunctions and labels (data/ and results/). Writes index.html and
+    clusters.html (the atlas, on which one names clusters), which need no network, and every
+    picture as PNG to results/report/. Prints the scores and where the pages are.
     """
     if sweep:
         draw_sweep(sweep, out)
     else:
-        make_report(load(params), index, labels, segments, results, out)
+        make_report(load(params), index, labels, segments, results, out, named)
 
 
 if __name__ == "__main__":

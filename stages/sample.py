@@ -16,15 +16,14 @@ def gather(
     rows_of: Callable[[int], np.ndarray],
     title: str,
 ) -> np.ndarray:
-    """The planned rows of every tile, one after the other: float32 ``(n, channels)``.
+    """Gather the planned rows of every tile: float32 ``(n, channels)``.
 
-    They go into one array from the first: the small ones of many tiles, kept between the large ones
-    that come and go, would tear the heap to pieces.
+    One array takes them from the first: many small ones, kept among large ones that come and go,
+    would fragment the heap.
 
     Args:
-        plan: of each tile the rows that are wanted (`sample_plan`).
-        rows_of: a tile to all its rows, ``(patches, channels)``; not asked for a tile without any
-            wanted.
+        plan: of each tile the wanted rows (`sample_plan`).
+        rows_of: gives all rows of a tile, ``(patches, channels)``; not called where none is wanted.
         title: of the progress bar.
     """
     firsts = np.cumsum([0, *map(len, plan)])

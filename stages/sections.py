@@ -31,7 +31,7 @@ class Section(BaseModel):
 
 
 def _expanded(value: str) -> str:
-    """A path with its environment variables, such as $EIGENSEG_DATA, and ~ put in."""
+    """Expand ~ and environment variables, such as $EIGENSEG_DATA, in a path."""
     path = os.path.expanduser(os.path.expandvars(value))
     if "$" in path:
         raise ValueError(f"{value} names an environment variable that is not set: export it")
@@ -99,7 +99,7 @@ class TilesParams(Section):
 
     @property
     def drawn(self) -> bool:
-        """Whether there is anything to draw: else the image as it is is trained on."""
+        """True where views differ from the image itself."""
         return bool(self.scale or self.crop or self.flip or self.colour)
 
     @model_validator(mode="after")
@@ -247,3 +247,8 @@ class ComputeParams(Section):
     device: Literal["auto", "cpu", "cuda"]
     scheduler: Annotated[str, Field(pattern=r"^(sync|threads|local|tcp://.+)$")]
     threads: Count | None
+
+    @property
+    def gpu(self) -> bool:
+        """True where a GPU may be used if there is one."""
+        return self.device != "cpu"

@@ -11,7 +11,7 @@ import click
 from cache import heads
 from cache.features import Features
 from cache.images import read_row
-from cache.index import ImageRow, images_mark, read_index
+from cache.index import ImageRow, images_fingerprint, read_index
 from cache.segments import CRF, FORMAT, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
@@ -149,7 +149,7 @@ def images_of(rows: Sequence[ImageRow], index: str, cache: Features) -> list[Ima
     Raises:
         InputError: the index and the feature cache are not of the same images.
     """
-    if images_mark(rows) != cache.manifest["index"]:
+    if images_fingerprint(rows) != cache.manifest["index"]:
         raise InputError(
             f"{index} and {cache.path} must hold the same images in the same order, found others "
             f"among {len(rows)}: run `dvc repro` (or `eigenseg extract`)."

@@ -127,7 +127,7 @@ def mious(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, list[float]]]:
 
 
 def rank(value: str) -> tuple[bool, float, str]:
-    """Where a value stands among others."""
+    """Return the sort key of a value."""
     try:
         return False, float(value), value
     except ValueError:
@@ -135,5 +135,5 @@ def rank(value: str) -> tuple[bool, float, str]:
 
 
 def by_predictor(line: Sequence[Point]) -> dict[str, list[list[float]]]:
-    """What the chart of a parameter shows: for each value the mIoU of every experiment."""
+    """Collect the chart of a parameter: for each value the mIoU of every experiment."""
     return {name: [point.miou[MATCHINGS[0]][name] for point in line] for name in PREDICTORS}

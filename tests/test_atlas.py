@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import stages.atlas
-from cache import heads
+from cache import heads, runs
 from cache.index import read_index
 from cache.names import read_names
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, Segments, write_maps
@@ -46,9 +46,9 @@ def decode(runs: bytes) -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 2, 700])
 def test_runs_give_the_map_back(shape: tuple[int, int], k: int) -> None:
     ids = np.random.default_rng(k).integers(0, k, shape)
-    np.testing.assert_array_equal(decode(atlas.runs(ids)), ids.ravel())
+    np.testing.assert_array_equal(decode(runs.pack(ids)), ids.ravel())
     whole = np.full((40, 60), 65535)  # longer than a run may be
-    np.testing.assert_array_equal(decode(atlas.runs(whole)), whole.ravel())
+    np.testing.assert_array_equal(decode(runs.pack(whole)), whole.ravel())
 
 
 def test_regions_of_a_drawn_map() -> None:
@@ -157,6 +157,10 @@ def named(
 
 
 CODES = [1, 0, -1, 0, -2, -3]
+REGION = {
+    "photo": "val/000", "sha256": "a", "height": 3, "width": 4, "runs": [0, 2], "cluster": 1,
+    "code": 0,
+}  # fmt: skip
 
 
 def write_names(**changes: Any) -> None:
@@ -191,7 +195,8 @@ def test_the_page_shows_every_cluster_and_photo_and_refers_to_nothing(finished: 
         pixels = sum((values == one["id"]).sum() for values in ids.values())
         whole = sum(values.size for values in ids.values())
         assert one["share"] == pytest.approx(pixels / whole, abs=0.02)
-        for photo, top, left, bottom, right in one["typical"] + one["unusual"]:
+        parts = [example for part in one["parts"] for example in part["sample"]]
+        for photo, top, left, bottom, right in one["typical"] + one["sample"] + parts:
             shown = data["photos"][photo]
             assert 0 <= top < bottom <= shown["height"] and 0 <= left < right <= shown["width"]
     assert "http" not in page.replace("http-equiv", "") and "<b>meadow" not in page
@@ -257,7 +262,7 @@ def test_a_large_page_stays_below_20_megabytes(
     assert len(page) < 20_000_000 and max(map(len, pieces)) < len(page) / 10
     data = page_data(page.decode())
     assert (len(data["photos"]), data["all"], len(data["clusters"])) == (1000, count, k)
-    assert all(one["typical"] for one in data["clusters"])
+    assert all(one["typical"] and one["sample"] and one["parts"] for one in data["clusters"])
 
 
 def project_index(count: int) -> None:
@@ -277,7 +282,7 @@ def test_predict_takes_the_names(named: Project) -> None:
         np.testing.assert_array_equal(found, labels)
         photo = Image.open(f"photos/images/{name}.jpg")
         picture = Image.open(f"out/overlays/{name}.jpg")
-        assert picture.width == photo.width and picture.height > photo.height  # the legend
+        assert picture.size == photo.size
     assert Path("out/classes.txt").read_text() == "up\ndown, far\n"
     with open("out/areas.csv", newline="") as file:
         table = list(csv.DictReader(file))
@@ -326,15 +331,21 @@ def test_an_export_is_a_data_set_that_prepare_takes(named: Project) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"head": "0123"}, r"of this head \(.*\), found names for ours of 0123"),
-        ({"predictor": "kmeans"}, "found names for kmeans of"),
-        ({"format": 9}, "is no file of names of format 1"),
+        ({"head": "0123"}, r"of this head \(.*\).* found names for those of 0123"),
+        ({"predictor": "kmeans"}, "clusters of ours, found those of kmeans"),
+        ({"format": 9}, "is no file of names of format 1 or 2"),
         ({"classes": []}, "must hold 1 to 255 class names"),
         ({"classes": ["a", "a"]}, "each once and on one line"),
         ({"classes": ["a", "b\nc"]}, "each once and on one line"),
-        ({"clusters": CODES[1:]}, r"each of 6 clusters an integer in -3\.\.1"),
-        ({"clusters": [*CODES[1:], 2]}, r"an integer in -3\.\.1"),
-        ({"clusters": [*CODES[1:], "up"]}, r"an integer in -3\.\.1"),
+        ({"clusters": CODES[1:]}, "each of 6 clusters a code, found 5"),
+        ({"clusters": [*CODES[1:], 2]}, r"codes must be integers in -3\.\.1, found 2"),
+        ({"clusters": [*CODES[1:], "up"]}, r"clusters must be integers in -3\.\.1"),
+        ({"colours": [[0, 0, 256], [1, 2, 3]]}, r"colours must be 2 triples in 0\.\.255"),
+        ({"splits": [{"cluster": 1, "parts": "01", "codes": [0, 1]}]}, "of one of 6 clusters"),
+        ({"splits": [{"cluster": 1, "parts": "000003", "codes": [0, 1]}]}, "has a part 3"),
+        ({"corrections": [{**REGION, "runs": [9, 5]}]}, "leaves its photo: 9 \\+ 5 of 12 cells"),
+        ({"corrections": [{**REGION, "code": 7}]}, r"in -3\.\.1, found 7"),
+        ({"photos": [{"sha256": "a", "height": 2, "width": 2, "runs": "AQAB"}]}, "as the atlas"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(

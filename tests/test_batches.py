@@ -12,8 +12,9 @@ import torch
 from cache.features import Features
 from cache.graphs import Graphs
 from pipeline.head.objective import SCALE, neural_eigenfunction_loss, normalise_columns
+from pipeline.head.start import Start
 from stages import batches, params
-from stages.train import build_head
+from stages.train import build_head, head_shape
 from tests.conftest import Project, kill_when, tree_bytes
 
 
@@ -28,23 +29,27 @@ def drawn(project: Project) -> Project:
     return project
 
 
-def opened() -> tuple[params.Params, Features]:
-    return params.load(), Features.open("data/features.zarr").beside("data/context.zarr")
+def opened(graphs: Graphs) -> batches.Batches:
+    cache = Features.open("data/features.zarr").beside("data/context.zarr")
+    choices = params.load()
+    return batches.open_source(
+        cache, graphs, choices.head.levels, choices.graph.alpha, choices.seed, gpu=False
+    )
 
 
 def test_the_loss_is_that_of_a_stored_graph(drawn: Project) -> None:
     drawn.set("graph.scope", "group")
     drawn.ok("graph")
-    choices, cache = opened()
     with Graphs("data/graph.h5") as graphs:
         tiles = graphs.group(1, 1).tiles
-        stored = batches.load_batch(choices, cache, graphs, (1, 1))
+        stored = opened(graphs).load((1, 1))
     drawn.set("graph.scope", "batch")
     drawn.ok("graph")
     with Graphs("data/graph.h5") as graphs:
-        made = batches.make_batch(choices, cache, graphs, tiles)
+        source = opened(graphs)
+        made = source.load(tiles)
     assert torch.equal(made.tokens, stored.tokens) and made.sizes == stored.sizes
-    head = build_head(choices, cache)
+    head = build_head(head_shape(params.load().head, 6, Start(), source.cache), 0)
     losses = []
     for batch in (stored, made):
         logits = head(batch.tokens.float(), batch.sizes)[1]
@@ -55,11 +60,10 @@ def test_the_loss_is_that_of_a_stored_graph(drawn: Project) -> None:
 
 def test_every_epoch_draws_all_tiles_anew(drawn: Project) -> None:
     drawn.ok("graph")
-    choices, cache = opened()
     with Graphs("data/graph.h5") as graphs:
-        epochs = [batches.draw_tiles(choices, cache, graphs, epoch) for epoch in (0, 1, 0)]
-        waited = [0.0]
-        loaded = batches.load_batches(choices, cache, graphs, 2, torch.device("cpu"), waited)
+        source = opened(graphs)
+        cache, epochs = source.cache, [source.plan(epoch) for epoch in (0, 1, 0)]
+        loaded = batches.load_batches(source, range(2, 3), torch.device("cpu"), [0.0])
         assert len(list(loaded)) == 2  # the last of three epochs
     for epoch in epochs:
         assert [len(batch) for batch in epoch] == [len(cache.tiles_of("train")) // 2] * 2
@@ -78,7 +82,7 @@ def test_no_graph_is_stored_and_a_killed_training_ends_the_same(drawn: Project) 
     curve = Path("results/curve.csv").read_text()
     assert len(curve.splitlines()) == 1 + 30 * 2
     shutil.rmtree("data/head")
-    kill_when("train", "*/checkpoint.safetensors", 1, "heads.save_checkpoint")
+    kill_when("train", "*/checkpoint.pt", 1, "heads.save_checkpoint")
     result = drawn.run("train")
     assert result.exit_code == 0 and "resumed" in result.output, result.output
     assert tree_bytes(Path("data/head")) == expected
@@ -87,16 +91,16 @@ def test_no_graph_is_stored_and_a_killed_training_ends_the_same(drawn: Project) 
 
 def test_what_the_batches_are_made_with_reaches_the_head(drawn: Project) -> None:
     drawn.ok("graph", "train")
-    marks = [tree_bytes(Path("data/head"))["head.safetensors"]]
+    digests = [tree_bytes(Path("data/head"))["head.safetensors"]]
     for key, value in (("k", 0.3), ("level", "last"), ("pixel", [{"k": 3, "weight": 1.0}])):
         drawn.set(f"graph.{key}", value)
         drawn.ok("graph", "train")
-        marks.append(tree_bytes(Path("data/head"))["head.safetensors"])
-    assert len(set(marks)) == 4
+        digests.append(tree_bytes(Path("data/head"))["head.safetensors"])
+    assert len(set(digests)) == 4
 
 
 def test_a_k_beyond_the_smallest_batch_is_refused_before_training(drawn: Project) -> None:
-    _, cache = opened()
+    cache = Features.open("data/features.zarr")
     least = sum(sorted(cache.sizes(cache.tiles_of("train")))[: len(cache.tiles_of("train")) // 2])
     drawn.set("graph.k", least)
     drawn.fails("graph", f"k = {least} for n = {least} patches", "lower `graph.k`")

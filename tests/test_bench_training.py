@@ -14,12 +14,10 @@ from bench import gpu, training
 from bench.project import HEADS, Setting, Size, make, open_setting
 from bench.training import Online
 from cache.graphs import Graphs
-from stages.batches import load_batches
 from tests.conftest import Project, tables
 
 SIZE = Size("test_vit", side=96, images=2, batches=3, clusters=4, device="cpu")
 TINY = [f"--{name}={value}" for name, value in SIZE._asdict().items() if name != "batches"]
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
 @pytest.mark.parametrize("name", HEADS)
 def test_the_online_batch_is_the_cached_one(setting: Setting, name: str) -> None:
     setting = open_setting(setting.folder, setting.graphs, name)
-    cached = setting.load(0, 0)
+    cached = setting.source().load((0, 0))
     online = Online(setting)
     tiles = setting.graphs.group(0, 0).tiles
     online.paths = [online.paths[image] for image in setting.cache.tiles["image"][tiles]]
@@ -52,7 +50,7 @@ def test_the_online_batch_is_the_cached_one(setting: Setting, name: str) -> None
 
 def test_batches_come_in_the_order_of_seed_and_epoch(setting: Setting) -> None:
     waited = [0.0]
-    loaded = list(load_batches(setting.params, setting.cache, setting.graphs, 2, CPU, waited))
+    loaded = list(setting.batches(range(2, 4), waited))
     order = [
         int(group)
         for epoch in (2, 3)
@@ -60,7 +58,7 @@ def test_batches_come_in_the_order_of_seed_and_epoch(setting: Setting) -> None:
     ]
     assert len(loaded) == len(order) == 6
     for batch, group in zip(loaded, order, strict=True):
-        expected = setting.load(0, group)
+        expected = setting.source().load((0, group))
         assert torch.equal(batch.tokens, expected.tokens.float())
         assert torch.equal(batch.kappa.values(), expected.kappa.values())
     assert waited[0] > 0

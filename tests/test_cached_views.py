@@ -79,8 +79,9 @@ def test_an_epoch_takes_one_view_of_each_image(viewed: Project) -> None:
     viewed.ok("extract", "context", "graph")
     choices, cache = params.load(), Features.open(CACHE)
     with Graphs("data/graph.h5") as graphs:
+        given = (cache, graphs, choices.head.levels, choices.graph.alpha, choices.seed, False)
         for epoch in range(5):
-            tiles = np.concatenate(batches.draw_tiles(choices, cache, graphs, epoch))
+            tiles = np.concatenate(batches.DrawnTiles(*given).plan(epoch))
             assert set(cache.tiles["view"][tiles]) == {epoch % 3}
             assert sorted(cache.tiles["image"][tiles]) == sorted(set(cache.tiles["image"][tiles]))
             assert len(tiles) == 6

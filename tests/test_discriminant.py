@@ -9,8 +9,8 @@ import torch
 from pipeline.features.whitening import unit_rows
 from pipeline.head import discriminant, kmeans
 from pipeline.head.discriminant import Discriminant
-from pipeline.head.head import Head, start_at
-from stages.train import LEAST_COARSE
+from pipeline.head.head import Head
+from pipeline.head.start import LEAST_COARSE, DiscriminantStart, start_at
 
 CHOICES = {"clusters": 6, "runs": 3, "seed": 0, "gpu": False}
 
@@ -86,6 +86,17 @@ def test_fewer_dimensions_are_the_first_and_the_seed_gives_the_same_bytes() -> N
     assert (np.diff(spread) <= 1e-4 * spread[0]).all()  # first what tells clusters apart best
 
 
+@pytest.mark.parametrize(
+    ("clusters", "given", "patches", "expected"),
+    [(4, None, 288, 32), (4, None, 20, 20), (4, 3, 288, 3), (256, None, 9000, 128)],
+)
+def test_the_metric_is_of_half_the_clusters_but_some_tens_at_least(
+    clusters: int, given: int | None, patches: int, expected: int
+) -> None:
+    start = DiscriminantStart(clusters, 10.0, 0, False, given, 5)
+    assert start.coarse_clusters(patches) == expected
+
+
 @pytest.mark.parametrize("width", [16, 5])
 def test_a_head_starts_as_kmeans_under_the_metric(width: int) -> None:
     points, _ = stretched()
@@ -105,5 +116,5 @@ def test_a_metric_needs_a_projection() -> None:
     points, _ = stretched()
     metric = discriminant.fit(points, 16, **CHOICES)
     head = Head([16], 7, None, 1, 16, 20, level_norm=False, orthogonal=False)
-    with pytest.raises(ValueError, match="or by the discriminants"):
+    with pytest.raises(ValueError, match="or project them to discriminants"):
         start_at(head, np.eye(7, 16, dtype=np.float32), 10.0, metric)

@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cache.features import Features
-from cache.store.ahead import ahead
 from stages import extract
+from stages.ahead import ahead
 from tests.conftest import Project, kill_when, tree_bytes
 
 CACHE = Path("data/features.zarr")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pipeline.features.whitening import unit_rows
-from pipeline.head.head import Head, initialise, linear_attention, start_at
+from pipeline.head.head import Head, initialise, linear_attention
 from pipeline.head.kmeans import centres
+from pipeline.head.start import start_at
 
 
 def made_head(seed: int = 0, clusters: int = 12, width: int | None = None) -> Head:
@@ -230,7 +231,7 @@ def test_the_mean_of_a_token_over_many_channels_is_next_to_nothing() -> None:
 def test_a_head_that_changes_its_tokens_cannot_start_from_kmeans(choices: dict) -> None:
     settings = {"width": None, "level_norm": False, "orthogonal": False, **choices}
     head = Head([24], 6, depth=1, head_dim=8, mlp_hidden=20, **settings)
-    text = r"must take its tokens as they are, or .* found another projection, norms of levels or"
+    text = r"must take its tokens unchanged, or .* found another projection, norms of levels or"
     before = {name: value.clone() for name, value in head.state_dict().items()}
     with pytest.raises(ValueError, match=text):
         start_at(head, np.eye(6, head.width, dtype=np.float32), 20.0)

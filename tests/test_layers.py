@@ -24,7 +24,7 @@ COMMANDS = (*STAGES, "predict")
 # parameter or a better message does not make DVC run the ViT again.
 NEUTRAL = {
     f"stages/{name}.py"
-    for name in ("__init__", "jobs", "params", "progress", "score_table", "sections")
+    for name in ("__init__", "ahead", "jobs", "params", "progress", "score_table", "sections")
 }
 NEUTRAL.add("cache/store/errors.py")
 MODULES = sorted(p for layer in LAYERS for p in (REPOSITORY / layer).rglob("*.py"))

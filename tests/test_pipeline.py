@@ -126,8 +126,8 @@ def test_a_graph_of_another_version_is_refused(
 @pytest.mark.parametrize(
     ("stage", "out", "pattern", "slow"),
     [
-        ("graph", "data/graph.h5", "*/part-group-*.h5", "write_group"),
-        ("train", "data/head", "*/checkpoint.safetensors", "heads.save_checkpoint"),
+        ("graph", "data/graph.h5", "*/part-group-*.h5", "write_groups"),
+        ("train", "data/head", "*/checkpoint.pt", "heads.save_checkpoint"),
         ("segment", "data/segments.h5", "*/part-*.h5", "write_maps"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_diverging_loss_keeps_the_last_good_checkpoint(
     monkeypatch.setattr(training, "train_step", diverging)
     project.fails("train", "the loss must stay finite", "lower `train.lr`")
     assert not Path("data/head").exists()
-    (checkpoint,) = Path("data/.work").glob("head-*/checkpoint.safetensors")
+    (checkpoint,) = Path("data/.work").glob("head-*/checkpoint.pt")
     state = load_file(checkpoint)
     assert all(
         torch.isfinite(values).all() for values in state.values() if values.is_floating_point()
@@ -255,26 +255,33 @@ def test_the_start_from_kmeans_is_made_once(
         patch.setattr(train, "fit_kmeans", stop)  # after the last epoch
         project.fails("train", "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "start_of", stop)
+        patch.setattr(train, "head_input", stop)
         project.ok("train")
     assert tree_bytes(Path("data/head")) == expected
     with monkeypatch.context() as patch:
-        patch.setattr(train, "start_of", stop)
+        patch.setattr(train, "head_input", stop)
         project.fails("train", "stopped")
 
 
 @pytest.mark.parametrize("start", ["kmeans", "discriminant"])
-def test_the_first_head_is_kmeans_on_its_input(project: Project, start: str) -> None:
+def test_the_first_head_is_kmeans_on_its_input(
+    project: Project, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for key, value in (("train.lr", 1e-12), ("train.lr_end", 0.0), ("train.start", start)):
         project.set(key, value)
     project.ok("prepare", "extract", "context", "graph", "train")
     choices = params.load()
     features = Features.open("data/features.zarr").beside("data/context.zarr")
     rows = features.batch(["context"], features.tiles_of("train")).astype(np.float32)
-    metric, centres = train.start_of(choices, features)
-    assert (metric is None) == (start == "kmeans")
-    cosines = (rows if metric is None else metric.rows(rows)) @ centres.T
-    head = train.build_head(choices, features)
+    begin = train.start_of(choices.train, choices.clusters, choices.seed, gpu=False)
+    shape = train.head_shape(choices.head, choices.clusters, begin, features)
+    head = train.build_head(shape, choices.seed)
+    given: list[tuple] = []
+    monkeypatch.setattr("pipeline.head.start.start_at", lambda *found: given.append(found))
+    begin.apply(head, lambda: rows)
+    ((_, centres, _, *metric),) = given
+    assert len(metric) == (start == "discriminant")
+    cosines = (metric[0].rows(rows) if metric else rows) @ centres.T
     head.load_state_dict(load_file("data/head/head.safetensors"))
     with torch.no_grad():
         logits = head(torch.from_numpy(rows), [48] * 6)[1].numpy()
@@ -288,22 +295,10 @@ def test_the_first_head_is_kmeans_on_its_input(project: Project, start: str) -> 
 def test_more_discriminants_than_channels_are_refused_before_training(project: Project) -> None:
     project.ok("prepare", "extract", "context", "graph")
     project.set("head.width", 4096)
-    project.fails("train", "head.width must be at most the 32 channels of ['context']")
+    project.fails("train", "found 4096 for 32 channels", "lower `head.width`")
     project.set("head.width", None)
     project.set("train.discriminant.clusters", 1000)
-    project.fails("train", "train.discriminant.clusters (1000) must not exceed the number of ")
-
-
-@pytest.mark.parametrize(
-    ("clusters", "given", "patches", "expected"),
-    [(4, None, 288, 32), (4, None, 20, 20), (4, 3, 288, 3), (256, None, 9000, 128)],
-)
-def test_the_metric_is_of_half_the_clusters_but_some_tens_at_least(
-    project: Project, clusters: int, given: int | None, patches: int, expected: int
-) -> None:
-    project.set("clusters", clusters)
-    project.set("train.discriminant.clusters", given)
-    assert train.coarse_clusters(params.load(), patches) == expected
+    project.fails("train", "found 288 patches for 1000 clusters", "`train.discriminant.clusters`")
 
 
 def test_a_checkpoint_of_a_head_with_other_shapes_is_refused(project: Project) -> None:

@@ -124,7 +124,7 @@ def test_merged_clusters_equal_segment_and_need_the_same_number(trained: Project
     text = predict_fails(trained, "photos/images", "--out", "all")
     assert "the mapping must be of 6 segments, found one of 3: give --merge-to 3" in text
     predict_ok(trained, "photos/images", "--out", "merged", "--merge-to", "3")
-    check_equal(written("merged"), stored(Path("."), "ours", "majority_iou"))
+    check_equal(written("merged"), stored(Path("."), "ours", "majority_count"))
     text = predict_fails(trained, "photos/images", "--out", "none", "--merge-to", "9")
     assert "--merge-to must not exceed the 6 clusters of the head" in text
 
@@ -142,7 +142,7 @@ def test_windows_and_keys_equal_extract_and_segment(
     monkeypatch.chdir(tmp_path)
     for predictor in PREDICTORS:
         predict_ok(project, "photos/images", "--out", predictor, "--predictor", predictor)
-        check_equal(written(predictor), stored(tmp_path, predictor, "majority_iou"))
+        check_equal(written(predictor), stored(tmp_path, predictor, "majority_count"))
     # With several windows in one pass the rounding may differ, and a pixel here and there.
     state, fitted, manifest = heads.load_head("data/head")
     manifest["backbone"]["params"]["batch"] = 4
@@ -165,7 +165,8 @@ def test_colours_are_those_of_the_report(trained: Project) -> None:
     legend = np.asarray(Image.open("found/legend.png"))
     assert [tuple(legend[24 * row + 12, 12]) for row in range(5)] == [*map(tuple, colours)]
     assert sorted(path.name for path in Path("found").rglob("*") if path.is_file()) == [
-        "000.jpg", "000.png", "classes.txt", "legend.png", "predict.json", "tall.jpg", "tall.png",
+        "000.jpg", "000.png", "areas.csv", "classes.txt", "legend.png", "predict.json", "tall.jpg",
+        "tall.png",
     ]  # fmt: skip
 
 
@@ -229,7 +230,7 @@ def test_more_than_256_clusters_take_16_bits(
     assert {labels.dtype for labels in found.values()} == {np.dtype(np.uint16)}
     assert max(labels.max() for labels in found.values()) > 255
     predict_ok(project, "photos/images", "--out", "classes")
-    check_equal(written("classes"), stored(tmp_path, "ours", "majority_iou"))
+    check_equal(written("classes"), stored(tmp_path, "ours", "majority_count"))
 
 
 def test_bad_files_do_not_stop_the_others(trained: Project) -> None:
@@ -371,7 +372,7 @@ def test_weights_that_moved_are_missing_or_others(
 
 def test_a_model_in_a_folder_that_moved(trained: Project, weights: Path) -> None:
     arguments = ("photos/images", "--out", "found")
-    expected = stored(Path("."), "ours", "majority_iou")
+    expected = stored(Path("."), "ours", "majority_count")
     state, kmeans, manifest = heads.load_head("data/head")
     manifest["backbone"].update(model="local-dir:before", weights=None)
     heads.save_head("data/head", state, kmeans, manifest)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import pytest
 from PIL import Image
 
 from cache import results
+from cache.commit import commit
 from cache.index import read_index
 from cache.segments import FORMAT, PREDICTORS, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import read_manifest, write_manifest
 from pipeline.drawing.colours import (
     NEUTRAL,
+    _lab,
     blend,
     class_colours,
     colour,
@@ -29,7 +32,7 @@ from pipeline.evaluation import MATCHINGS
 from stages import report
 from stages.drawing import encode
 from stages.report import verdict
-from tests.conftest import Project, metrics_of
+from tests.conftest import REPOSITORY, Project, metrics_of
 
 K = 6
 
@@ -247,6 +250,7 @@ def test_eval_and_report_without_any_labels(scored: Project) -> None:
     scored.ok("report")
     page = Path("results/report/index.html").read_text()
     assert "nothing to score" in page and "ground truth" not in page
+    assert '<a href="clusters.html">Now name the clusters</a>' in page and "<th" not in page
     assert not list(Path("results/report").glob("confusion*"))
 
 
@@ -294,10 +298,12 @@ def test_the_page_stands_alone(scored: Project) -> None:
     scored.ok("eval", "report")
     page = Path("results/report/index.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    pictures = [source for source in sources if source != "clusters.html"]  # the atlas beside it
+    assert pictures and all(source.startswith("data:image/png;base64,") for source in pictures)
+    assert len(pictures) < len(sources)
     for source in set(sources):
         page = page.replace(source, "")
-    assert not re.search(r"//|url\(|@import|<script|<link", page)
+    assert not re.search(r"//|url\(|@import|<script src|<link", page)
 
 
 def test_every_picture_is_a_file_that_opens(scored: Project) -> None:
@@ -309,7 +315,7 @@ def test_every_picture_is_a_file_that_opens(scored: Project) -> None:
     expected |= {f"confusion_{name}" for name in PREDICTORS}
     assert set(pictures) == expected
     page = Path("results/report/index.html").read_text()
-    assert page.count("<img") == len(expected)
+    assert page.count('<img src="data:') == len(expected)
     for path in pictures.values():
         with Image.open(path) as image:
             image.load()
@@ -325,6 +331,22 @@ def test_the_gallery_shows_predictions_in_the_colours_of_their_classes(scored: P
     # `ours` is perfect under its mapping, so its picture is the ground truth's.
     np.testing.assert_array_equal(picture("ours"), picture("truth"))
     assert (picture("kmeans") != picture("truth")).any()
+
+
+def test_the_page_explains_itself(scored: Project) -> None:
+    scored.ok("eval", "report")
+    page = Path("results/report/index.html").read_text()
+    for text in (
+        "Bold: the best of a column",
+        "ours_kmeans: K-means on the features inside",
+        "loss: what training lowers",
+        "segment.names=names.json",
+        "group_patches: 144",  # a parameter of this run
+        datetime.now(UTC).date().isoformat(),
+    ):
+        assert text in page, text
+    assert "dinov2" not in page  # a backbone that this run has not used
+    assert commit("/") is None and re.match(r"[0-9a-f]{7,} of 20\d\d-", commit(REPOSITORY) or "")
 
 
 def test_report_is_made_anew_and_the_same(scored: Project) -> None:
@@ -366,8 +388,21 @@ def test_palette_is_stable_distinct_and_leaves_grey_out() -> None:
     assert np.ptp(colours.astype(int), axis=1).min() > 20
     few = palette(11).astype(int)
     gaps = np.linalg.norm(few[:, None] - few[None], axis=-1)[~np.eye(11, dtype=bool)]
-    assert gaps.min() > 70
+    assert gaps.min() > 60
     assert palette(5000).shape == (5000, 3)
+
+
+def test_the_first_colours_are_told_apart_without_red_or_green_cones() -> None:
+    for number in range(3):
+        rgb = palette(12) / 255.0
+        if number:  # Vienot, Brettel and Mollon 1999, another model than the palette's
+            rows = ([0.11238, 0.88762, 0], [0.29275, 0.70725, 0])[number - 1]
+            blue = ([0.00401, -0.00401, 1], [-0.02234, 0.02234, 1])[number - 1]
+            linear = rgb**2.2 @ np.array([rows, rows, blue]).T
+            rgb = np.clip(linear, 0, 1) ** (1 / 2.2)
+        lab = _lab(rgb * 255.0)
+        gaps = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[~np.eye(12, dtype=bool)]
+        assert gaps.min() > 10
 
 
 def test_pixels_of_no_class_are_grey() -> None:

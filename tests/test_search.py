@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import indices
+from cache import search_index
 from cache.features import Features
 from cache.graphs import Graphs
 from pipeline.features.whitening import unit_rows
@@ -17,7 +17,7 @@ from pipeline.graph.kernel import feature_graph, inside
 from pipeline.graph.knn import recall
 from pipeline.graph.search import ExactTop, cell_count, choose_probes, empty_index, search
 from stages import graph as stage
-from stages.batches import load_batch
+from stages.batches import open_source
 from stages.params import load
 from tests.conftest import Project, kill_when, tree_bytes
 
@@ -49,8 +49,8 @@ def brute_force(rows: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
 def filled(rows: np.ndarray, cells: int, folder: Path):
     """An index of these rows, written in blocks of 700 and opened again."""
     blocks = ((i, rows[i : i + 700]) for i in range(0, len(rows), 700))
-    indices.write_index(folder, empty_index(rows, cells, 0), blocks)
-    return indices.open_index(folder)
+    search_index.write_index(folder, empty_index(rows, cells, 0), blocks)
+    return search_index.open_index(folder)
 
 
 @pytest.mark.parametrize("width", [1, 60], ids=["self", "image"])
@@ -115,7 +115,7 @@ def test_an_index_larger_than_memory_is_the_same(
     own, found = ranges(len(rows), 1), []
     for name, in_memory in (("whole", 1 << 30), ("pieces", 1000 * 32)):
         (tmp_path / name).mkdir()
-        monkeypatch.setattr(indices, "IN_MEMORY", in_memory)
+        monkeypatch.setattr(search_index, "IN_MEMORY", in_memory)
         index = filled(rows, 30, tmp_path / name)
         found.append(search(index, rows, own, K, probes=4))
     assert (tmp_path / "pieces/lists.faiss").exists()
@@ -162,7 +162,7 @@ def test_a_batch_has_the_edges_that_stay_inside(whole: Project) -> None:
     with Graphs("data/graph.h5") as graphs:
         (ids, (indices_, cosines), firsts) = graphs.group(0, 0)
         runs = [(int(first), 48) for first in firsts]
-        batch = load_batch(params, cache, graphs, (0, 0))
+        batch = open_source(cache, graphs, params.head.levels, 0.05, 0, gpu=False).load((0, 0))
     own = np.concatenate([np.arange(first, first + 48) for first in firsts])
     dense = np.zeros((len(own), len(own)))
     place = {int(patch): row for row, patch in enumerate(own)}

@@ -28,7 +28,7 @@ class NeuralEF:
 
     @staticmethod
     def whitening(psi: Tensor) -> Tensor:
-        """What ``psi`` is multiplied by, ``(m, m)``: its columns get length 1."""
+        """Return the factor ``(m, m)`` of ``psi`` that gives its columns length 1."""
         return torch.diag(1 / torch.linalg.vector_norm(psi, dim=0).clamp_min(FLOOR))
 
 
@@ -69,7 +69,7 @@ class Spin:
 
     @staticmethod
     def whitening(psi: Tensor) -> Tensor:
-        """What ``psi`` is multiplied by, ``(m, m)``: its columns get orthonormal in their order.
+        """Return the factor ``(m, m)`` of ``psi`` that makes its columns orthonormal in order.
 
         The network's columns only span the eigenfunctions; these are L^-1 psi.
         """

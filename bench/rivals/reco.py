@@ -65,7 +65,7 @@ def archives(images: Tensor, texts: Tensor, most: int) -> Tensor:
 
 
 def attention(clip: Clip, image: np.ndarray, grid: tuple[int, int]) -> Tensor:
-    """What CLIP makes of an image, in (0, 1), at the patches of a grid: ``(classes, h, w)``."""
+    """Score an image by CLIP, in (0, 1), at the patches of a grid: ``(classes, h, w)``."""
     likely = torch.sigmoid(TEMPERATURE * cosines(clip, image))
     return F.interpolate(likely[None], grid, mode="bilinear")[0]
 

@@ -1,1 +1,1 @@
-"""What every store stands on: whole artefacts, parts, shards and the jobs that write them."""
+"""Common ground of all stores: whole artefacts, parts, shards, tables and tensors."""

@@ -23,29 +23,29 @@ from cache.store.errors import InputError
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits over JSON-able values; equal values give equal fingerprints."""
+    """Hash JSON-able values to 16 hex digits; equal values give equal fingerprints."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Hash a file's bytes by SHA-256, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def work_folder(out: str | Path, mark: str) -> Iterator[Path]:
-    """The locked folder in which the artefact ``out`` with this fingerprint is being made.
+def work_folder(out: str | Path, fingerprint: str) -> Iterator[Path]:
+    """Give the locked folder in which the artefact ``out`` of this fingerprint is made.
 
-    It survives failures and kills, so that the next run finds what was finished, and is removed
-    when the block ends without an error: by then `publish` has moved the artefact to its place.
+    It survives failures and kills, so that the next run goes on, and is removed when the block ends
+    without an error: by then `publish` has moved the artefact to its place.
 
     Raises:
         InputError: another process is at work on the same artefact.
     """
     out = Path(out)
-    folder = out.parent / ".work" / f"{out.name}-{mark}"
+    folder = out.parent / ".work" / f"{out.name}-{fingerprint}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock_path = folder.with_name(folder.name + ".lock")
     with open(lock_path, "w") as lock:
@@ -81,7 +81,7 @@ def publish(work: str | Path, out: str | Path) -> None:
 
 
 def replace_folder(out: str | Path, files: Mapping[str, Iterable[bytes]]) -> None:
-    """Write a folder of files by way of a temporary one: it appears complete, in place of a former.
+    """Write a folder of files by way of a temporary one, so that it appears complete.
 
     Args:
         files: content by name, in pieces.
@@ -98,14 +98,14 @@ def replace_folder(out: str | Path, files: Mapping[str, Iterable[bytes]]) -> Non
 
 
 def size(path: str | Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
+    """Count the bytes of a file, or of all files below a folder."""
     path = Path(path)
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def free_bytes(folder: str | Path) -> int:
-    """Bytes that the disk of a folder has free."""
+    """Count the free bytes of a folder's disk."""
     return shutil.disk_usage(folder).free
 
 
@@ -129,12 +129,12 @@ def write_manifest(path: str | Path, value: dict[str, Any]) -> None:
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON-able values with their SHA-256, which `read_manifest` looks for."""
+    """Add the SHA-256 of JSON-able values, which `read_manifest` checks."""
     return {**value, "manifest_sha256": _sha256(value)}
 
 
 def read_manifest(path: str | Path, way_out: str) -> dict[str, Any]:
-    """What `write_manifest` wrote.
+    """Read the values of `write_manifest`.
 
     Raises:
         InputError: it is missing, or not what was written; the text ends with ``way_out``.
@@ -156,14 +156,14 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_output(path: str | Path, text: str) -> str:
-    """Write a text that is a result of its own; its SHA-256. What kills left beside it is swept."""
+    """Write a text that is a result; sweep partial files beside it; give its SHA-256."""
     sweep(Path(path).parent, f"{Path(path).name}.*")
     write_text(path, text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sweep(folder: Path, pattern: str) -> None:
-    """Delete the partial files that killed processes left: those that nobody holds open."""
+    """Delete the partial files of killed processes: those that no process locks."""
     for stale in folder.glob(f"{pattern}.partial"):
         with suppress(OSError), open(stale, "rb") as file:  # its writer holds a lock on it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,7 +188,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def partial_name(path: Path) -> Path:
-    """Another name at each call, to write under: two runs of one job do not meet in one file.
+    """Make a new name at each call, so that two runs of one job write to different files.
 
     A long name is cut, for file systems have room for 255 bytes.
     """
@@ -197,7 +197,7 @@ def partial_name(path: Path) -> Path:
 
 
 def read_marker(path: Path) -> Any:
-    """JSON of unfinished work; None where it is missing or damaged: the work is done again."""
+    """Read JSON of unfinished work; None where it is missing or damaged."""
     try:
         return read_json(path, "")
     except (InputError, OSError):

@@ -34,8 +34,8 @@ def _encode(chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def decode(quantised: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Float16 ``(slots, C)`` from one chunk's int8 ``(slots, C)`` and scales ``(1, C)``.
+    """Decode one chunk's int8 ``(slots, C)`` with scales ``(1, C)`` to float16.
 
-    By torch, which converts to float16 ten times as fast as NumPy.
+    torch converts to float16 ten times as fast as NumPy.
     """
     return (torch.from_numpy(quantised) * torch.from_numpy(scale)).half().numpy()

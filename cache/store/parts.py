@@ -1,9 +1,9 @@
 """One HDF5 file made from parts: each part is written by one job, whole or not at all.
 
-A part is ``part-<name>.h5`` in the work folder; jobs that were finished before a kill are not done
-again. `assemble` copies the parts into one file and writes its manifest last. Every dataset carries
-Fletcher-32 and zlib's checksums, HDF5's newest layout checks its own structures, and the manifest
-has a SHA-256, so that damaged bytes raise an error instead of giving wrong numbers.
+A part is ``part-<name>.h5`` in the work folder; finished parts survive a kill. `assemble` copies
+the parts into one file and writes its manifest last. Datasets carry Fletcher-32 and zlib's
+checksums, HDF5's newest layout checks its own structures, and the manifest has a SHA-256, so that
+damaged bytes raise an error.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ DAMAGE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises for d
 
 @contextmanager
 def write_part(folder: str | Path, name: str) -> Iterator[h5py.File]:
-    """An HDF5 file to fill, in memory; it becomes the part when the block ends without an error.
+    """Give an HDF5 file in memory to fill; it becomes the part at the end without an error.
 
-    On a full disk HDF5 itself may leave chunks out, or crash when it closes the file.
+    HDF5 itself may leave chunks out on a full disk, or crash when it closes the file.
     """
     with h5py.File(name, "w", driver="core", backing_store=False, libver="latest") as file:
         yield file
@@ -46,7 +46,7 @@ def write_part(folder: str | Path, name: str) -> Iterator[h5py.File]:
 
 
 def finished(folder: str | Path, name: str) -> bool:
-    """Whether the part was written whole and every checksum holds; a damaged one is deleted."""
+    """Tell whether a part is whole with every checksum right; delete a damaged one."""
     path = _part(folder, name)
     if not path.exists():
         return False
@@ -63,7 +63,7 @@ def finished(folder: str | Path, name: str) -> bool:
 
 @contextmanager
 def read_part(folder: str | Path, name: str) -> Iterator[h5py.File]:
-    """A finished part, opened for reading.
+    """Open a finished part for reading.
 
     Raises:
         InputError: it is missing or damaged.
@@ -142,9 +142,9 @@ def open_complete(path: str | Path, stage: str) -> tuple[h5py.File, dict[str, An
 
 
 def _bound_cache(file: h5py.File) -> None:
-    """Let HDF5 forget headers beyond `HEADER_BYTES`: memory would grow with the number of images.
+    """Let HDF5 forget headers beyond `HEADER_BYTES`, so that memory stays constant.
 
-    By itself it keeps up to 32 MB. Headers count as on disk, 165 bytes a dataset, and take 5 kB in
+    By default it keeps up to 32 MB, counted as on disk: 165 bytes a dataset, which take 5 kB in
     memory. Reading image after image is no slower.
     """
     config = file.id.get_mdc_config()
@@ -181,8 +181,12 @@ class Assembled:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
+    def has(self, name: str) -> bool:
+        """Tell whether the file holds a group or dataset of this name."""
+        return name in self._file
+
     def node(self, name: str) -> Any:
-        """The group or dataset of this name.
+        """Find the group or dataset of this name.
 
         Raises:
             InputError: it is not in the file.
@@ -217,7 +221,7 @@ def dataset(group: h5py.Group, name: str, array: np.ndarray, *, compress: bool =
 
 
 def read(stored: h5py.Dataset, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """A dataset, or its rows from ``start`` to ``stop``.
+    """Read a dataset, or its rows from ``start`` to ``stop``.
 
     Raises:
         InputError: the stored bytes are damaged.

@@ -1,9 +1,9 @@
 """The files of a sharded Zarr array, read chunk by chunk and written shard by shard.
 
-zarr-python takes about ten times as long for a tile, most of it before a byte is read. The layout
-is that of Zarr's `sharding_indexed` codec with `bytes` and `crc32c` inside: chunks (little-endian
-values, then their crc32c), and at the end of the file, for each chunk, where it starts and how long
-it is (two uint64), then the crc32c of these.
+zarr-python takes about ten times as long for a tile, mostly before it reads a byte. The layout is
+that of Zarr's `sharding_indexed` codec with `bytes` and `crc32c` inside: chunks (little-endian
+values, then their crc32c), and at the end of the file the start and length of each chunk (two
+uint64) with their crc32c.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Shards:
 
 
 def mark_whole(marker: Path, folder: Path, files: Iterable[Path]) -> None:
-    """Write, last of all, that these files below a folder are whole: their sizes and digests."""
+    """Write sizes and digests of whole files below a folder, last of all."""
     facts = {
         path.relative_to(folder).as_posix(): [path.stat().st_size, file_hash(path)]
         for path in files
@@ -94,7 +94,7 @@ def mark_whole(marker: Path, folder: Path, files: Iterable[Path]) -> None:
 
 
 def is_whole(marker: Path, folder: Path, *, read: bool) -> bool:
-    """Whether the files of a marker have their sizes and, if they are ``read``, their digests."""
+    """Tell whether a marker's files have their sizes and, if they are ``read``, their digests."""
     try:
         facts = read_marker(marker).items()
         return bool(facts) and all(
@@ -106,19 +106,19 @@ def is_whole(marker: Path, folder: Path, *, read: bool) -> bool:
         return False
 
 
-def layout_mark(folder: Path) -> str:
-    """Fingerprint of the metadata of all arrays below a folder: shapes, types, codecs."""
+def layout_fingerprint(folder: Path) -> str:
+    """Make a fingerprint of the metadata of all arrays below a folder: shapes, types, codecs."""
     files = sorted(folder.rglob("zarr.json"))
     return fingerprint([(path.relative_to(folder).as_posix(), file_hash(path)) for path in files])
 
 
 def shard_file(folder: Path, name: str, shard: int) -> Path:
-    """Where a shard of an array lies in the store."""
+    """Give the path of a shard of an array."""
     return Path(f"{folder}/{name}/c/{shard}/0")
 
 
 def _checked(stored: np.ndarray, name: str) -> np.ndarray:
-    """The bytes without the checksum that follows them."""
+    """Check bytes and strip the checksum that follows them."""
     content, expected = stored[:-_CRC], int.from_bytes(stored[-_CRC:].tobytes(), "little")
     found = crc32c(content)
     if found != expected:
@@ -127,9 +127,9 @@ def _checked(stored: np.ndarray, name: str) -> np.ndarray:
 
 
 def finite(values: np.ndarray) -> bool:
-    """Whether float16 values are all finite.
+    """Tell whether float16 values are all finite.
 
-    Infinities and NaN are the greatest bit patterns of each sign; to look for them so is many times
+    Infinities and NaN are the greatest bit patterns of each sign. Comparing patterns is many times
     as fast as `np.isfinite`, which takes float16 one by one.
     """
     bits = values.view(np.int16).max(initial=0), values.view(np.uint16).max(initial=0)

@@ -1,4 +1,4 @@
-"""CSV tables that carry a digest: the last row is a seal, with what the table was made from."""
+"""CSV tables with a digest and the fingerprint of their source in the last row, the seal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SEAL = "seal"
 
 
 def encode(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """CSV with a header, lines end in a line feed."""
+    """Encode CSV with a header; lines end in a line feed."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
@@ -29,14 +29,14 @@ def write_table(
     """Write a header, the rows, and ``seal,<made_from>,<SHA-256 of all before it>``.
 
     Args:
-        made_from: fingerprint of what the table was made from; empty where it is of nothing else.
+        made_from: fingerprint of the source; empty where there is none.
     """
     text = encode(header, rows) + f"{_SEAL},{made_from},"
     write_output(path, f"{text}{hashlib.sha256(text.encode()).hexdigest()}\n")
 
 
 def read_table(path: str | Path, header: Sequence[str], way_out: str) -> tuple[list, str]:
-    """The rows (lists of texts) of `write_table`, and what they were made from.
+    """Read the rows (lists of texts) of `write_table` and the fingerprint of their source.
 
     Raises:
         InputError: the file is missing, or not what was written; the text ends with ``way_out``.

@@ -20,17 +20,17 @@ DAMAGE = (OSError, ValueError, KeyError, SafetensorError)  # what reading a dama
 
 
 def pack(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Arrays and scalars as tensors."""
+    """Turn arrays and scalars into tensors."""
     return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
 
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arrays and scalars that `pack` was given."""
+    """Turn tensors back into the arrays and scalars of `pack`."""
     return {n: t.numpy() if t.ndim else t.item() for n, t in tensors.items()}
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> str:
-    """Write tensors and facts by way of a temporary file; their digest."""
+    """Write tensors and facts by way of a temporary file; give their digest."""
     # Cloned because safetensors refuses tensors that share memory.
     stored = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -44,7 +44,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> st
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Tensors, facts and their digest; raises any of `DAMAGE` where they are not as written."""
+    """Read tensors, facts and their digest; raise one of `DAMAGE` where they changed."""
     with safe_open(path, framework="pt") as file:
         facts = json.loads((file.metadata() or {})["facts"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict

@@ -112,8 +112,8 @@ def learn(
             recent = [*recent, loss][-100:]
             if step % 100 == 99:
                 click.echo(f"step {step + 1}: 1 - cos = {np.mean(recent):.4f} over the last 100")
-                state = {**heads.flatten_module(student), **heads.flatten_optimiser(optimiser)}
-                heads.save_checkpoint(checkpoint, state, {"step": step + 1})
+                state = {"student": student.state_dict(), "adam": optimiser.state_dict()}
+                heads.save_checkpoint(checkpoint, {**state, "step": step + 1})
 
 
 def create_student() -> nn.Module:
@@ -320,10 +320,9 @@ def _resume(checkpoint: Path, student: nn.Module, optimiser: torch.optim.Optimiz
     found = heads.load_checkpoint(checkpoint)
     if found is None:
         return 0
-    state, meta = found
-    heads.restore_module(student, state)
-    heads.restore_optimiser(optimiser, state)
-    return meta["step"]
+    student.load_state_dict(found["student"])
+    optimiser.load_state_dict(found["adam"])
+    return found["step"]
 
 
 if __name__ == "__main__":

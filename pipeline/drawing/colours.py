@@ -7,6 +7,15 @@ import numpy as np
 OPACITY = 0.6  # of colours over a photo
 NEUTRAL = (150, 150, 150)
 _LEVELS = 16  # steps per channel of the RGB grid that palette colours are chosen from
+# Linear RGB as seen without red, and without green, cones (Machado et al. 2009, severity 1).
+_CONE_LACKING = np.array(
+    [
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+         [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+         [-0.011820, 0.042940, 0.968881]],
+    ]
+)  # fmt: skip
 _DIVERGING = np.array(
     [(33, 84, 148), (103, 159, 206), (247, 246, 243), (232, 140, 95), (165, 35, 38)]
 )
@@ -16,7 +25,8 @@ def palette(n: int) -> np.ndarray:
     """Well separated colours, the same on every call; the first ones don't depend on ``n``.
 
     Greedy farthest points in CIELAB among colours of medium lightness, away from greys, which are
-    left to mean "no class". Colours repeat where ``n`` exceeds their number (about 2,000).
+    left to mean "no class". How far two are apart is the least of what people see with all cones
+    and, twice that, without red or without green ones. Colours repeat beyond about 2,000.
 
     Returns:
         uint8 ``(n, 3)``.
@@ -27,12 +37,26 @@ def palette(n: int) -> np.ndarray:
     chroma = np.hypot(lab[:, 1], lab[:, 2])
     fit = (lab[:, 0] > 30) & (lab[:, 0] < 88) & (chroma > 22) & (chroma < 82)
     rgb, lab = rgb[fit], lab[fit]
+    views = [lab, *(_lab(_without_cone(rgb, matrix)) for matrix in _CONE_LACKING)]
+    grey = np.array([NEUTRAL], dtype=float)
     order = [int(np.argmin(np.abs(rgb - (51, 119, 187)).sum(axis=1)))]
-    distance = np.linalg.norm(lab - _lab(np.array([NEUTRAL], dtype=float)), axis=1)
+    distance = np.linalg.norm(lab - _lab(grey), axis=1)
     while len(order) < min(n, len(rgb)):
-        distance = np.minimum(distance, np.linalg.norm(lab - lab[order[-1]], axis=1))
+        apart = [
+            weight * np.linalg.norm(view - view[order[-1]], axis=1)
+            for view, weight in zip(views, (1, 2, 2), strict=True)
+        ]
+        distance = np.minimum(distance, np.min(apart, axis=0))
         order.append(int(distance.argmax()))
     return rgb[np.resize(order, n)].astype(np.uint8)
+
+
+def _without_cone(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """sRGB ``(n, 3)`` in 0..255 as who lacks a cone sees it."""
+    value = rgb / 255.0
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ matrix.T, 0, 1)
+    return 255.0 * np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:

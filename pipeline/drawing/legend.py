@@ -31,16 +31,3 @@ def legend(names: Sequence[str], colours: np.ndarray) -> np.ndarray:
             draw.text((left, top + _ROW // 2), text, "black", font, anchor="lm")
             left += font.getlength(text)
     return np.asarray(picture)
-
-
-def legend_below(picture: np.ndarray, names: Sequence[str], colours: np.ndarray) -> np.ndarray:
-    """Put a legend below a picture uint8 ``(H, W, 3)``, in as many columns as fit."""
-    entries = [legend([name], colour[None]) for name, colour in zip(names, colours, strict=True)]
-    wide = picture.shape[1]
-    column = min(wide, max(entry.shape[1] for entry in entries))
-    columns = max(1, wide // column)
-    below = Image.new("RGB", (wide, _ROW * -(-len(entries) // columns)), "white")
-    for i, entry in enumerate(entries):
-        place = (i % columns * column, i // columns * _ROW)
-        below.paste(Image.fromarray(entry), place)
-    return np.concatenate([picture, np.asarray(below)])

@@ -1,4 +1,4 @@
-"""Tokens in context: whitened levels, averaged over like patches nearby in the same tile."""
+"""Tokens in context: whitened levels, averaged over similar patches nearby in the same tile."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ QUERIES = 1024  # patches that look around at a time: memory follows this times 
 
 
 class Context(NamedTuple):
-    """How tokens of L levels become one vector for each patch; fitted without labels.
+    """A fitted map from a patch's tokens of L levels to one vector, without labels.
 
     Attributes:
         means, projections: float32 ``(L, C)`` and ``(L, C, d)``, whiten each level's unit rows.
-        weights: float32 ``(L,)``, of each level's whitened unit rows in the joined vector.
+        weights: float32 ``(L,)``, of the levels in the joined vector.
         temperature: of the softmax over cosines between patches.
         reach: standard deviation, in patches, of the Gaussian that weighs their distance.
     """
@@ -32,7 +32,7 @@ class Context(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """Channels of the joined vector."""
+        """Count the channels of the joined vector."""
         levels, _, components = self.projections.shape
         return levels * components
 
@@ -106,7 +106,7 @@ def apply(
 def average(
     rows: torch.Tensor, grid_h: int, grid_w: int, temperature: float, reach: float
 ) -> torch.Tensor:
-    """Average every patch over the patches of its tile that are like it and near it.
+    """Average every patch over similar patches nearby in its tile.
 
     The weight of patch v for patch u is proportional to
     ``exp(cos(u, v) / temperature - |place_u - place_v|^2 / (2 reach^2))``: non-local means, or
@@ -134,6 +134,6 @@ def average(
 
 
 def _penalties(side: int, reach: float) -> torch.Tensor:
-    """Logarithm of the Gaussian over distances along one side of a grid: ``(side, side)``."""
+    """Give the logarithm of the Gaussian of distances along a side of a grid ``(side, side)``."""
     places = torch.arange(side, dtype=torch.float32) / (reach * 2**0.5)
     return -((places[:, None] - places) ** 2)

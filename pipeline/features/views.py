@@ -1,7 +1,7 @@
 """Views of an image to train on: at another scale, cropped, mirrored, in other colours.
 
-Everything is drawn from a generator that follows from a seed, the content of the image and the
-number of the view, so that whoever needs a view again makes the same one. No label is looked at.
+All draws follow from a seed, the content of the image and the number of the view, so that every
+worker makes the same view. No label is looked at.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHANGES = (  # of colours: function, argument that changes nothing, greatest cha
 
 
 def view_generator(seed: int, sha256: str, view: int, colours: bool) -> np.random.Generator:
-    """The source of all that is drawn for one view: of its place, or of its colours.
+    """Make the generator of a view's place, or of its colours.
 
     Args:
         seed: of all views.

@@ -17,7 +17,7 @@ _NO_KEYS = (
 
 
 class Backbone(NamedTuple):
-    """A frozen ViT and what the pipeline must know of it; mean and std are per RGB channel."""
+    """A frozen ViT with its patch size (px), blocks, and mean and std per RGB channel."""
 
     model: nn.Module
     patch: int
@@ -27,7 +27,7 @@ class Backbone(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """Which tokens are taken from a backbone, the same for the cache and for new images.
+    """The tokens to take from a backbone, for the cache and for new images alike.
 
     Attributes:
         blocks: block numbers from 0.
@@ -43,10 +43,9 @@ class Levels(NamedTuple):
 
     @classmethod
     def of(cls, names: Iterable[str], normed: Iterable[int], bfloat16: bool) -> Self:
-        """What gives the levels of these names: block numbers as text, ``keys``.
+        """Choose by the names of levels: block numbers as text and ``keys``.
 
-        Other names (first, middle, late, last) are further names of blocks that have their number
-        too.
+        Other names (first, middle, late, last) are second names of blocks.
         """
         names = list(names)
         blocks = tuple(int(name) for name in names if name.isdigit())
@@ -54,7 +53,7 @@ class Levels(NamedTuple):
 
 
 def named_blocks(depth: int) -> dict[str, int]:
-    """The number, from 0, of every block that has a name."""
+    """Number, from 0, the blocks that have a name."""
     return {
         "first": 0,
         "middle": depth // 2,
@@ -64,7 +63,7 @@ def named_blocks(depth: int) -> dict[str, int]:
 
 
 def block_numbers(blocks: Sequence[int | str], depth: int) -> list[int]:
-    """Block numbers from 0 for names (first, middle, late, last) or numbers, sorted, each once.
+    """Turn names of blocks (first, middle, late, last) or numbers into sorted numbers from 0.
 
     Raises:
         ValueError: a number is not a block of this model.
@@ -78,13 +77,13 @@ def block_numbers(blocks: Sequence[int | str], depth: int) -> list[int]:
 
 
 def normalise_pixels(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pixels ``(B, 3, H, W)`` in [0, 1] minus the mean, divided by std, per channel."""
+    """Subtract the mean from pixels ``(B, 3, H, W)`` in [0, 1] and divide by std, per channel."""
     shape = (1, 3, 1, 1)
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
 
 
 def downsample(pixels: Tensor, patch: int) -> Tensor:
-    """Bilinear down-sampling to the patch grid for the pixel graph (Eq. 3).
+    """Down-sample bilinearly to the patch grid, for the pixel graph (Eq. 3).
 
     Args:
         pixels: ``(B, 3, H, W)`` in [0, 1].
@@ -98,7 +97,7 @@ def downsample(pixels: Tensor, patch: int) -> Tensor:
 
 
 def final_norm(model: nn.Module) -> nn.Module:
-    """The LayerNorm after the last block (models that pool by averaging keep it elsewhere)."""
+    """Find the LayerNorm after the last block (models that average their tokens rename it)."""
     norm = model.norm
     return model.fc_norm if isinstance(norm, nn.Identity) else norm  # type: ignore[return-value]
 
@@ -113,7 +112,7 @@ def tokens(
     keys: bool,
     autocast: torch.dtype | None,
 ) -> dict[str, Tensor]:
-    """Patch tokens of chosen blocks; prefix tokens (class, registers) are dropped.
+    """Compute patch tokens of chosen blocks, without prefix tokens (class, registers).
 
     Args:
         pixels: ``(B, 3, H, W)`` in [0, 1], H and W multiples of the patch size.
@@ -158,7 +157,7 @@ def tokens(
 
 
 def half_tokens(backbone: Backbone, pixels: Tensor, levels: Levels) -> dict[str, np.ndarray]:
-    """Tokens as the feature cache holds them; the backbone moves to the device of the pixels.
+    """Compute tokens as the feature cache holds them, on the device of the pixels.
 
     Args:
         pixels: ``(B, 3, H, W)`` in [0, 1], H and W multiples of the patch size.
@@ -191,7 +190,7 @@ def _projection(model: nn.Module) -> nn.Module:
 
 
 def _keys(model: nn.Module, qkv: Tensor) -> Tensor:
-    """Keys ``(B, patches, C)`` from the last block's joint projection ``(B, N, 3C)``."""
+    """Take keys ``(B, patches, C)`` from the last block's joint projection ``(B, N, 3C)``."""
     attention = model.blocks[-1].attn  # type: ignore[index,union-attr]
     batch, length, _ = qkv.shape
     keys = qkv.view(batch, length, 3, attention.num_heads, -1)[:, :, 1]

@@ -1,4 +1,4 @@
-"""Tokens of equal length and of equal variance in every direction."""
+"""Unit rows and PCA whitening."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ BLOCK = 16384  # rows that are turned to float64 at a time
 
 
 def unit_rows(values: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32 ``(n, c)``; zero rows stay zero."""
+    """Scale rows to length 1, float32 ``(n, c)``; zero rows stay zero."""
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     return values / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
 def whitening(points: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
-    """PCA whitening of float32 ``(n, c)``: mean ``(c,)`` and projection ``(c, components)``.
+    """Fit PCA whitening to float32 ``(n, c)``: mean ``(c,)`` and projection ``(c, components)``.
 
     ``(points - mean) @ projection`` has the identity as covariance. Eigenvalues below 1e-7 of the
     largest are noise: their directions are damped, not blown up to unit variance.

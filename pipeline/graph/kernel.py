@@ -99,10 +99,7 @@ def block_diagonal(graphs: Sequence[tuple[np.ndarray, np.ndarray]]) -> csr_array
 
 
 def normalise(graph: csr_array) -> csr_array:
-    """D^-1/2 A D^-1/2 of a symmetric graph ``(n, n)``, D its degrees.
-
-    Isolated nodes keep empty rows.
-    """
+    """Give D^-1/2 A D^-1/2 of a symmetric graph ``(n, n)``; isolated nodes keep empty rows."""
     degrees = graph.sum(axis=1, dtype=np.float64)
     isolated = degrees == 0
     factors = np.where(isolated, 0.0, 1 / np.sqrt(np.where(isolated, 1.0, degrees)))
@@ -113,7 +110,7 @@ def normalise(graph: csr_array) -> csr_array:
 
 
 def kernel(graph: csr_array, pixel_graph: csr_array, alpha: float) -> csr_array:
-    """kappa = D^-1/2 A D^-1/2 + alpha * D~^-1/2 A~ D~^-1/2 (Eq. 4), float32 ``(n, n)``.
+    """Give kappa = D^-1/2 A D^-1/2 + alpha * D~^-1/2 A~ D~^-1/2 (Eq. 4), float32 ``(n, n)``.
 
     Args:
         graph, pixel_graph: symmetric ``(n, n)`` over the same patches.
@@ -128,7 +125,7 @@ def kernel(graph: csr_array, pixel_graph: csr_array, alpha: float) -> csr_array:
 
 
 def to_torch(matrix: csr_array, device: torch.device | str) -> torch.Tensor:
-    """A scipy matrix as a sparse CSR tensor on a device."""
+    """Copy a scipy matrix into a sparse CSR tensor on a device."""
     indptr, indices, data = (
         torch.from_numpy(part).to(device) for part in (matrix.indptr, matrix.indices, matrix.data)
     )

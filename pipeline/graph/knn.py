@@ -17,7 +17,7 @@ UNIT_TOLERANCE = 1e-2  # loose enough for rows normalised before a float16 round
 
 
 def neighbour_count(k: int | float, n: int) -> int:
-    """How many neighbours each of n points takes.
+    """Count the neighbours of each of n points.
 
     Args:
         k: a count (int) or a fraction of n (float in (0, 1), rounded, at least 1).
@@ -44,8 +44,8 @@ def nearest(features: np.ndarray, k: int, *, gpu: bool = True) -> tuple[np.ndarr
         gpu: search on the GPU where FAISS has one; False keeps the search on the CPU.
 
     Returns:
-        Indices int32 ``(n, k)``, never the row itself (duplicates of a row are neighbours like any
-        other), and cosines float32 ``(n, k)``, falling along each row.
+        Indices int32 ``(n, k)``, never the row itself (its duplicates count as others), and cosines
+        float32 ``(n, k)``, falling along each row.
 
     Raises:
         ValueError: k >= n, features that are not finite, or rows that are not of unit norm.
@@ -86,7 +86,7 @@ def top(
 def top_in_blocks(
     queries: np.ndarray, rows: np.ndarray, k: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `top`, by torch on a device, for any k: all products of some queries at a time."""
+    """Do as `top` by torch on a device, for any k: all products of some queries at a time."""
     # In float64, for training lets float32 products lose bits (TF32) in the whole process.
     base = torch.from_numpy(rows).to(device).double().T
     found = []
@@ -100,8 +100,7 @@ def top_in_blocks(
 def not_self(indices: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Mark the k entries of each row that are not the row's own id.
 
-    Self is told by id and not by position: among duplicates it can stand anywhere, or be crowded
-    out, and then the last entry goes.
+    Among duplicates the row can stand anywhere, or be missing; then the last entry goes.
 
     Args:
         indices: integer ``(n, k + 1)``, neighbours of each point, best first, self included.
@@ -116,7 +115,7 @@ def not_self(indices: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:
-    """The share of the exact neighbours that a search finds, averaged over rows.
+    """Average over rows the share of the exact neighbours that a search finds.
 
     Args:
         found: integer ``(n, j)``; the order within a row does not count.

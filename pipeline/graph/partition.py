@@ -17,7 +17,7 @@ def round_count(epochs: int, views: int) -> int:
 
 
 def group_count(sizes: Sequence[Sequence[int]], most: int) -> int:
-    """How many groups tiles are cut into, the same for every view.
+    """Count the groups that tiles are cut into, the same for every view.
 
     Args:
         sizes: of each view the patches of its tiles.
@@ -36,10 +36,10 @@ def group_count(sizes: Sequence[Sequence[int]], most: int) -> int:
 
 
 def cut(tiles: np.ndarray, sizes: Sequence[int], groups: int) -> list[np.ndarray]:
-    """Cut tiles, in this order, into groups of as many patches as can be.
+    """Cut tiles, in this order, into groups of about equal numbers of patches.
 
-    A group begins with the tile in which its share of all patches begins. So it has at most one
-    tile more than that share, and there is one in every group of `group_count`.
+    A group begins with the tile in which its share of all patches begins. So it exceeds that share
+    by less than a tile, and none of the groups of `group_count` is empty.
 
     Args:
         tiles: ids, ``(tiles,)``, and ``sizes``, the patches of each.
@@ -53,7 +53,7 @@ def cut(tiles: np.ndarray, sizes: Sequence[int], groups: int) -> list[np.ndarray
 
 
 def fewest_patches(sizes: Sequence[int], groups: int) -> int:
-    """The patches that every group of `cut` has at least, in whatever order tiles come."""
+    """Count the patches that every group of `cut` has at least, whatever the order of the tiles."""
     ordered = sorted(sizes)
     tiles = sum(sizes) // groups // ordered[-1]
     return sum(ordered[: max(1, tiles)])
@@ -62,15 +62,15 @@ def fewest_patches(sizes: Sequence[int], groups: int) -> int:
 def follow(
     counts: csr_array, sizes: Sequence[int], groups: int, generator: np.random.Generator
 ) -> list[np.ndarray]:
-    """Cut tiles into groups of neighbours: batches that see most edges of their patches.
+    """Cut tiles into groups of neighbours, so that batches hold most edges of their patches.
 
-    A group begins with a tile drawn at random and takes, one by one, the tile that most edges join
-    to those it holds (of equals the first), or one at random where no edge leads on.
+    A group begins with a random tile. It then takes, one by one, the tile with the most edges to
+    those it holds (the first of equals), or a random one where no edge leads on.
 
     Args:
         counts: ``(tiles, tiles)``, edges between the patches of two tiles.
         sizes: patches of each tile.
-        groups: of `group_count`; they are filled as those of `cut`.
+        groups: from `group_count`; they are filled as in `cut`.
 
     Returns:
         For each group the positions of its tiles, int64, rising.
@@ -98,7 +98,7 @@ def follow(
 
 
 def strongest(counts: csr_array, most: int) -> csr_array:
-    """Keep so many of the greatest entries of each row ``(n, m)``, of equals the first."""
+    """Keep the ``most`` greatest entries of each row ``(n, m)``, the first of equals."""
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
     order = np.lexsort((counts.indices, -counts.data, rows))
     rank = np.arange(len(order)) - counts.indptr[rows]
@@ -110,10 +110,10 @@ def strongest(counts: csr_array, most: int) -> csr_array:
 def share_inside(
     counts: csr_array, totals: np.ndarray, rounds: Sequence[Sequence[np.ndarray]]
 ) -> float:
-    """The share of the edges of its patches that a group holds, on average over all groups.
+    """Average over groups the share of their patches' edges that stay inside.
 
     Args:
-        counts: as in `follow`; where it lacks the rarest, the share is a little higher than told.
+        counts: as in `follow`; without the rarest, the share comes out a little too low.
         totals: ``(tiles,)``, all edges of each tile's patches.
         rounds: groups of positions of tiles.
     """
@@ -126,7 +126,7 @@ def share_inside(
 
 
 class Numbering(NamedTuple):
-    """How the patches of a split are numbered, tile after tile, and cut into blocks.
+    """The numbers of the patches of a split, tile after tile, and their blocks.
 
     Attributes:
         tiles, sizes, firsts, blocks: of each tile its id, patches, first patch and block.
@@ -143,10 +143,7 @@ class Numbering(NamedTuple):
 
     @classmethod
     def of(cls, tiles: np.ndarray, sizes: list[int], images: np.ndarray, limit: int) -> Numbering:
-        """Tiles in this order, with the ascending ids of their images.
-
-        A block is full at ``limit`` patches.
-        """
+        """Number tiles in this order, of ascending images; a block has ``limit`` patches."""
         ends = np.cumsum(sizes)
         firsts = ends - sizes
         _, blocks = np.unique(firsts // limit, return_inverse=True)
@@ -155,19 +152,70 @@ class Numbering(NamedTuple):
         return cls(tiles, np.asarray(sizes), firsts, blocks, owner, np.append(starts, ends[-1]))
 
     def tile_of(self, patches: np.ndarray) -> np.ndarray:
-        """Position of the tile that each patch, given by its number, lies in."""
+        """Find the position of the tile of each patch, given by its number."""
         return np.searchsorted(self.firsts, patches, side="right") - 1
 
     def by_tile(self, patches: np.ndarray) -> list[np.ndarray]:
-        """Ascending numbers of patches, as rows of the tile that they lie in, for each tile."""
+        """Turn ascending numbers of patches into rows of each tile."""
         of_tiles = np.split(patches, np.searchsorted(patches, self.firsts[1:]))
         return [numbers - first for numbers, first in zip(of_tiles, self.firsts, strict=True)]
 
     def image_of(self, patches: np.ndarray) -> np.ndarray:
-        """First number and the number after the last of the patches of each one's image ``(n, 2)``.
-
-        The tiles of an image follow each other.
-        """
+        """Give the range of numbers of the image of each patch, from and to: ``(n, 2)``."""
         image = self.owner[self.tile_of(patches)]
         first, last = (np.searchsorted(self.owner, image, side=side) for side in ("left", "right"))
         return np.stack([self.firsts[first], self.firsts[last - 1] + self.sizes[last - 1]], axis=1)
+
+
+class GroupPlan(NamedTuple):
+    """The cut of training tiles into rounds of groups, or into batches.
+
+    Attributes:
+        views: ids of the tiles of each view, rising; a round takes one view, in turn.
+        sizes: of each view the patches of its tiles.
+        groups: of a round.
+        rounds: to store.
+    """
+
+    views: list[np.ndarray]
+    sizes: list[list[int]]
+    groups: int
+    rounds: int
+
+    def round_views(self) -> list[int]:
+        """Give the view that each round takes."""
+        return [number % len(self.views) for number in range(self.rounds)]
+
+    def fewest(self) -> int:
+        """Count the patches that every group has at least."""
+        return min(fewest_patches(sizes, self.groups) for sizes in self.sizes)
+
+    def patches(self) -> int:
+        """Count the patches of all views."""
+        return sum(map(sum, self.sizes))
+
+
+def random_groups(plan: GroupPlan, seed: int) -> list[list[np.ndarray]]:
+    """Draw the tiles, by id, of the groups of every round."""
+    generator, rounds = np.random.default_rng(seed), []
+    for view in plan.round_views():
+        order = generator.permutation(len(plan.views[view]))
+        sizes = [plan.sizes[view][place] for place in order]
+        rounds.append(cut(plan.views[view][order], sizes, plan.groups))
+    return rounds
+
+
+def following_groups(
+    plan: GroupPlan, numbering: Numbering, counts: csr_array, seed: int
+) -> list[list[np.ndarray]]:
+    """Cut tiles, by position in the numbering, into groups of every round along counted edges.
+
+    Args:
+        counts: as in `follow`, over all tiles of the numbering.
+    """
+    generator, rounds = np.random.default_rng(seed), []
+    for view in plan.round_views():
+        places = np.flatnonzero(np.isin(numbering.tiles, plan.views[view]))
+        groups = follow(counts[places][:, places], plan.sizes[view], plan.groups, generator)
+        rounds.append([places[group] for group in groups])
+    return rounds

@@ -1,8 +1,8 @@
 """Approximate nearest neighbours over a whole data set: an inverted file of FAISS.
 
-The patches lie in cells around the centres of a coarse K-means, as float16; a query looks into the
-cells whose centres are most similar to it. How many it has to look into for a wanted recall is
-measured on queries whose neighbours were searched exactly.
+The patches lie in cells around the centres of a coarse K-means, as float16, and a query looks into
+the cells with the most similar centres. The number of cells for a wanted recall is measured on
+queries whose neighbours were searched exactly.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ITERATIONS = 8  # of the coarse K-means; further ones hardly change the recall
 
 
 def cell_count(n: int) -> int:
-    """How many cells n patches are kept in: both cells and patches in a cell grow with sqrt(n)."""
+    """Count the cells for n patches: both cells and patches in a cell grow with sqrt(n)."""
     return 1 if n <= EXACT else round(2 * n**0.5)
 
 
 def empty_index(sample: np.ndarray, cells: int, seed: int) -> faiss.IndexIVF:
-    """An index without patches, its cells fitted to a sample.
+    """Make an index without patches, its cells fitted to a sample.
 
     Args:
         sample: float32 ``(m, c)``, rows of length 1, m >= cells.
@@ -71,7 +71,7 @@ class ExactTop:
 def choose_probes(
     index: faiss.IndexIVF, queries: np.ndarray, own: np.ndarray, exact: np.ndarray, wanted: float
 ) -> tuple[int, float]:
-    """The least power of two of cells to look into that finds the wanted share of neighbours.
+    """Find the least power of two of cells whose search has the wanted recall.
 
     Args:
         queries, own: as `ExactTop` takes them.
@@ -124,7 +124,7 @@ def search(
 def _search_more(
     index: faiss.Index, queries: np.ndarray, own: np.ndarray, k: int, probes: int, more: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `search`: find more neighbours than wanted and drop the own ones."""
+    """Search as `search` does: find more neighbours than wanted and drop the own ones."""
     if not isinstance(index, faiss.IndexIVF) and more > GPU_MAX_K:  # GPUs know no selector
         raise ValueError(
             f"a GPU searches at most {GPU_MAX_K} neighbours at once, found {more} ({k} and the "
@@ -138,7 +138,7 @@ def _search_more(
 
 
 def to_gpu(index: faiss.IndexIVF) -> faiss.Index:
-    """A copy of the index in the memory of the first GPU; the index itself where there is none."""
+    """Copy the index to the first GPU; give the index itself where there is none."""
     if not gpu_count():
         return index
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)

@@ -1,4 +1,4 @@
-"""A metric without labels: a likelihood ratio of coarse clusters, averaged over runs."""
+"""A metric without labels: the likelihood ratio of coarse clusters, averaged over runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Discriminant(NamedTuple):
 
     Attributes:
         mean: float32 ``(C,)``.
-        projection: float32 ``(C, d)``; first what tells clusters apart best.
+        projection: float32 ``(C, d)``, the strongest discriminant first.
     """
 
     mean: np.ndarray
     projection: np.ndarray
 
     def rows(self, tokens: np.ndarray) -> np.ndarray:
-        """Discriminants of length 1: float32 ``(n, C)`` -> ``(n, d)``."""
+        """Project tokens to discriminants of length 1: float32 ``(n, C)`` -> ``(n, d)``."""
         return unit_rows((tokens - self.mean) @ self.projection)
 
 
@@ -40,24 +40,23 @@ def fit(
     seed: int,
     gpu: bool = True,
 ) -> Discriminant:
-    """A metric in which near means: rather of one cluster than of any two.
+    """Fit a metric under which pairs of one cluster lie nearer than other pairs.
 
     With the covariances W inside clusters and B between their means the metric is
-    ``W^-1 - (W + B)^-1``, the logarithm of the likelihood ratio of Köstinger et al., "Large scale
-    metric learning from equivalence constraints", CVPR 2012, where pairs of one cluster stand for
-    pairs known to be alike. Fisher's discriminants v, ``B v = l W v``, make it diagonal: each is
-    scaled to variance 1 inside clusters, then by ``sqrt(l / (1 + l))``, so that one in which
-    clusters do not differ does not count. Clusters are those of spherical K-means, as in Ding and
-    Li, "Adaptive dimension reduction using discriminant analysis and K-means clustering", ICML
-    2007; W and B are means over several runs, so that they do not depend on where one of them drew
-    its borders. The metric sharpens what clusters see of classes; where noise alone makes the
-    clusters, it sharpens the noise.
+    ``W^-1 - (W + B)^-1``, the log-likelihood ratio of Köstinger et al., "Large scale metric
+    learning from equivalence constraints", CVPR 2012, with pairs of one cluster as similar pairs.
+    Fisher's discriminants v, ``B v = l W v``, make it diagonal: each is scaled to variance 1
+    inside clusters, then by ``sqrt(l / (1 + l))``, so that those on which clusters agree vanish.
+    Clusters come from spherical K-means, as in Ding and Li, "Adaptive dimension reduction using
+    discriminant analysis and K-means clustering", ICML 2007. W and B are means over several runs,
+    because the borders of one run are chance. Where noise alone makes the clusters, the metric
+    sharpens the noise.
 
     Args:
         points: float32 ``(n, C)``, rows of length 1, n >= clusters.
         dimensions: d, how many discriminants to keep, at most C.
-        clusters: of each run; fewer and coarser ones than are wanted in the end.
-        runs: K-means, each on points of its own draw and from centres of its own.
+        clusters: of each run, coarser than those wanted in the end.
+        runs: of K-means, each with its own sample and first centres.
         seed: of the draws.
         gpu: as in `kmeans.fit`.
     """
@@ -80,7 +79,7 @@ def fit(
 
 
 def _between(points: np.ndarray, centred: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Covariance of the clusters' means, each counted as often as it has points: ``(C, C)``."""
+    """Compute the covariance of cluster means, weighted by their points: ``(C, C)``."""
     blocks = range(0, len(points), BLOCK)
     ids = np.concatenate([(points[i : i + BLOCK] @ centres.T).argmax(axis=1) for i in blocks])
     found = kmeans.means(centred, ids, np.zeros_like(centres))

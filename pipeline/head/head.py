@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
-
-from pipeline.head.discriminant import Discriminant
 
 INIT_STD = 0.02
 
@@ -53,7 +50,7 @@ class Head(nn.Module):
         last_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.channels = list(channels)
+        self.channels, self.clusters = list(channels), clusters
         total = sum(self.channels)
         self.width = total if width is None else width
         if heads is None and self.width % head_dim:
@@ -75,7 +72,7 @@ class Head(nn.Module):
             parametrizations.orthogonal(self.last, orthogonal_map="cayley")
 
     def features(self, tokens: Tensor, sizes: list[int]) -> Tensor:
-        """The features before the linear layer, ``(N, width)``, after the final LayerNorm.
+        """Compute the features ``(N, width)`` after the final LayerNorm, before the linear layer.
 
         Args:
             tokens: float32 ``(N, sum of channels)``, tile after tile.
@@ -97,11 +94,7 @@ class Head(nn.Module):
         return self.norm(x)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """The blocks' input ``(N, width)``: the levels' LayerNorms, then the projection.
-
-        Args:
-            tokens: float32 ``(N, sum of channels)``.
-        """
+        """Compute the blocks' input ``(N, width)``: the levels' LayerNorms, then the projection."""
         if not self.level_norms:
             return self.projection(tokens)
         levels = tokens.split(self.channels, dim=1)
@@ -116,7 +109,7 @@ class Head(nn.Module):
         return F.linear(tokens, weight * gain, self.projection.bias + weight @ bias)
 
     def forward(self, tokens: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """Features ``(N, width)`` and logits ``(N, K)``; see `features` for the arguments."""
+        """Compute features ``(N, width)`` and logits ``(N, K)``; arguments as of `features`."""
         features = self.features(tokens, sizes)
         return features, self.last(features)
 
@@ -124,7 +117,8 @@ class Head(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: linear attention within each tile, then an MLP.
 
-    ``inner`` are the channels of all attention heads together.
+    Args:
+        inner: channels of all attention heads together.
     """
 
     def __init__(
@@ -146,7 +140,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
     def attention(self, x: Tensor, sizes: list[int]) -> Tensor:
-        """``(N, width)`` after the first half of the block."""
+        """Compute the first half of the block: ``(N, width)``."""
         return x + self.out(self._attend(self.qkv(self.norm_attention(x)), sizes))
 
     def _attend(self, qkv: Tensor, sizes: list[int]) -> Tensor:
@@ -172,11 +166,10 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def initialise(head: Head, generator: torch.Generator) -> None:
-    """Draw the head's parameters: linear weights truncated normal (0.02), biases 0, norms 1 and 0.
+    """Draw the parameters of a head on the CPU: truncated normal weights (0.02), biases 0.
 
-    The last layer's weight is made orthogonal where it is constrained so. The same CPU generator
-    state gives the same head, whatever torch's global generator holds. The head must still be on
-    the CPU.
+    A constrained last layer becomes orthogonal. The head follows from the CPU generator alone, not
+    from torch's global one.
     """
     for module in head.modules():
         if isinstance(module, nn.LayerNorm):
@@ -194,40 +187,3 @@ def initialise(head: Head, generator: torch.Generator) -> None:
             head.last.weight = weight  # type: ignore[assignment]
         else:
             head.last.weight.copy_(weight)
-
-
-@torch.no_grad()
-def start_at(
-    head: Head, centres: np.ndarray, scale: float, metric: Discriminant | None = None
-) -> None:
-    """Let training start from spherical K-means: logits become scale * cos(token, centre).
-
-    The last layer of every branch of a block becomes 0, so that blocks change nothing yet; what is
-    left is the final LayerNorm, which gives tokens of length 1 the length width^1/2 (and removes
-    their mean over the channels, which is next to nothing).
-
-    Args:
-        centres: float32 ``(K, width)``, of length 1.
-        metric: what the projection becomes; the centres and the cosines are then of its rows. None
-            for a head without one.
-
-    Raises:
-        ValueError: the head changes its tokens otherwise before the blocks, or its last layer is
-            constrained.
-    """
-    projected = isinstance(head.projection, nn.Linear)
-    free = projected == (metric is not None) and not head.level_norms
-    if not free or parametrize.is_parametrized(head.last):
-        raise ValueError(
-            "a head that starts from K-means must take its tokens as they are, or by the "
-            "discriminants, and have a free last layer, found another projection, norms of levels "
-            "or an orthogonal layer"
-        )
-    for block in head.blocks:
-        for branch in (block.out, block.mlp[-1]):  # type: ignore[index,union-attr]
-            nn.init.zeros_(branch.weight)  # type: ignore[union-attr,arg-type]
-            nn.init.zeros_(branch.bias)  # type: ignore[union-attr,arg-type]
-    if metric is not None and isinstance(head.projection, nn.Linear):
-        head.projection.weight.copy_(torch.from_numpy(metric.projection.T))
-        head.projection.bias.copy_(torch.from_numpy(-metric.mean @ metric.projection))
-    head.last.weight.copy_(torch.from_numpy(centres) * (scale / head.width**0.5))

@@ -14,7 +14,7 @@ ITERATIONS = 20  # of Lloyd's algorithm
 
 
 class KMeans(NamedTuple):
-    """K centres and what is done to tokens before they are compared with them.
+    """K centres, and the preparation of tokens that are compared with them.
 
     Attributes:
         centroids: float32 ``(K, d)``, in the space of the prepared tokens.
@@ -76,7 +76,7 @@ def centres(
     seed: int,
     gpu: bool = True,
 ) -> np.ndarray:
-    """Lloyd's centres of all the points given: float32 ``(n, d)``, n >= K -> ``(K, d)``.
+    """Find Lloyd's centres of all the points given: float32 ``(n, d)``, n >= K -> ``(K, d)``.
 
     The arguments are those of `fit`.
     """
@@ -95,12 +95,12 @@ def centres(
 
 
 def means(points: np.ndarray, ids: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """The mean of the points of every cluster: float32 ``(K, d)``.
+    """Average the points of every cluster: float32 ``(K, d)``.
 
     Args:
         points: float32 ``(n, d)``.
         ids: integers ``(n,)``, the cluster of each point.
-        empty: float32 ``(K, d)``, what stands for a cluster without a point.
+        empty: float32 ``(K, d)``, the rows of clusters without a point.
     """
     order = np.argsort(ids, kind="stable")
     counts = np.bincount(ids, minlength=len(empty))
@@ -112,7 +112,7 @@ def means(points: np.ndarray, ids: np.ndarray, empty: np.ndarray) -> np.ndarray:
 
 
 def prepare(model: KMeans, tokens: np.ndarray) -> np.ndarray:
-    """The tokens as they are compared with the centres: float32 ``(n, c)`` -> ``(n, d)``."""
+    """Prepare tokens for the comparison with centres: float32 ``(n, c)`` -> ``(n, d)``."""
     values = np.ascontiguousarray(tokens, np.float32)
     if model.spherical:
         values = unit_rows(values)
@@ -124,11 +124,10 @@ def prepare(model: KMeans, tokens: np.ndarray) -> np.ndarray:
 
 
 def scores(model: KMeans, tokens: np.ndarray) -> np.ndarray:
-    """How near each token is to each centre: float32 ``(n, c)`` -> ``(n, K)``, higher is nearer.
+    """Score each token for each centre: float32 ``(n, c)`` -> ``(n, K)``, higher is nearer.
 
-    The cosine x.m when spherical, else 2 x.m - |m|^2, which is |x|^2 minus the squared distance.
-    Both are linear in the prepared token, so that interpolated scores are the scores of
-    interpolated tokens; argmax is the assignment.
+    The score is the cosine x.m when spherical, else 2 x.m - |m|^2, which is |x|^2 minus the squared
+    distance. Both are linear in the prepared token, so interpolation of scores or of tokens agrees.
     """
     products = prepare(model, tokens) @ model.centroids.T
     if model.spherical:

@@ -12,7 +12,7 @@ SCALE = 0.01  # the program's t: normalised eigenfunctions are multiplied by its
 
 
 def default_beta(clusters: int) -> float:
-    """The paper's penalty weight beta for K = ``clusters``: 0.08 * 256 / K."""
+    """Give the paper's weight of the penalty for K = ``clusters``: 0.08 * 256 / K."""
     return BETA_AT_256 * 256 / clusters
 
 
@@ -21,8 +21,7 @@ def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator) -> Te
 
     Args:
         logits: ``(B, K)``.
-        generator: source of the noise, which is drawn on its device: one generator gives the same
-            noise wherever the logits are.
+        generator: of the noise, drawn on its device, so that it is the same for all devices.
 
     Returns:
         ``(B, K)``, rows sum to 1.
@@ -35,10 +34,10 @@ def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator) -> Te
 
 
 def normalise_columns(psi: Tensor) -> Tensor:
-    """L2 batch normalisation: sqrt(SCALE) * psi_j / max(||psi_j||, 1) for every column j.
+    """Normalise every column j over the batch: sqrt(SCALE) * psi_j / max(||psi_j||, 1).
 
-    The gradient passes through the norm. The floor of 1 leaves columns that hold less than one
-    patch small.
+    The gradient passes through the norm. The floor of 1 keeps columns small that hold less than
+    one patch.
 
     Args:
         psi: ``(B, K)``, rows are the patches of the batch.
@@ -50,7 +49,7 @@ def normalise_columns(psi: Tensor) -> Tensor:
 def neural_eigenfunction_loss(
     psi: Tensor, kappa: Tensor, beta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The negated objective of Eq. 5-7 over K, and its two sums.
+    """Compute the negated objective of Eq. 5-7, divided by K, and its two sums.
 
     loss = -(trace - beta * penalty) / K, with trace = sum_j R_jj, R = Psi^T kappa Psi and
     penalty = sum_{i<j} Rhat_ij^2, Rhat = stopgrad(Psi)^T kappa Psi.
@@ -62,7 +61,7 @@ def neural_eigenfunction_loss(
     Returns:
         Scalars (loss, trace, penalty); the last two are detached.
     """
-    # kappa is symmetric, so one product P = kappa Psi, outside the gradient, serves both terms.
+    # kappa is symmetric: one product P = kappa Psi, outside the gradient, serves both terms.
     with torch.no_grad():
         product = kappa @ psi
     # Value <Psi, P> and gradient 2 P: what differentiating both factors of Psi^T kappa Psi gives.

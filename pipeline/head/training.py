@@ -19,7 +19,7 @@ from pipeline.head.objective import (
 
 
 class Diverged(ArithmeticError):  # noqa: N818 - names what happened, as StopIteration does
-    """The loss is no longer finite; the parameters are those from before the step."""
+    """Loss that is not finite; the parameters are those from before the step."""
 
 
 class Batch(NamedTuple):
@@ -30,13 +30,13 @@ class Batch(NamedTuple):
     kappa: Tensor  # sparse CSR float32 (N, N), in the same order
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on a device, its tokens in float32: float16 travels in half the time."""
+        """Copy the batch to a device, its tokens to float32: float16 travels in half the time."""
         tokens = self.tokens.to(device).float()
         return self._replace(tokens=tokens, kappa=self.kappa.to(device))
 
 
 class Schedule(NamedTuple):
-    """What changes from step to step, half a cosine from its start to its end."""
+    """Learning rate and temperature, each half a cosine from its start to its end."""
 
     steps: int
     lr: float
@@ -45,7 +45,7 @@ class Schedule(NamedTuple):
     tau_end: float
 
     def at(self, step: int) -> tuple[float, float]:
-        """Learning rate and temperature of a step, from 0."""
+        """Give learning rate and temperature of a step, counted from 0."""
         way = (1 + math.cos(math.pi * step / self.steps)) / 2
         return (
             self.lr_end + (self.lr - self.lr_end) * way,
@@ -54,7 +54,7 @@ class Schedule(NamedTuple):
 
 
 def optimiser(head: Head, lr: float) -> torch.optim.Optimizer:
-    """The method's optimiser: Adam without weight decay."""
+    """Make the method's optimiser: Adam without weight decay."""
     return torch.optim.Adam(head.parameters(), lr=lr)
 
 
@@ -127,7 +127,7 @@ def train_step(
 
 @contextmanager
 def tensor_cores() -> Iterator[None]:
-    """Let a GPU multiply float32 matrices in TF32 inside the block; a CPU computes as ever.
+    """Let a GPU multiply float32 matrices in TF32 inside the block.
 
     TF32 keeps 10 bits of the mantissa, as many as the float16 of the cached tokens.
     """

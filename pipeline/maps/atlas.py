@@ -1,4 +1,4 @@
-"""What one looks at to name clusters: small maps, regions, likeness, and the order to name in."""
+"""What one looks at to name clusters: small maps, regions, parts, likeness, order."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
-LONGEST_RUN = 255  # cells: a run's length is one byte
 SMALLEST = 4  # cells of a region that is worth a look
+LEAST_PART = 0.02  # of a cluster: smaller parts go to the largest
 LIKES = 6  # clusters in a group of like ones, on average
 
 
@@ -40,19 +42,15 @@ def shrink(values: np.ndarray, height: int, width: int) -> np.ndarray:
     return values[rows[:, None], columns]
 
 
-def runs(ids: np.ndarray) -> bytes:
-    """A map ``(h, w)`` of ids below 65536, row after row, as runs of three bytes each.
-
-    The id's low byte, its high byte, and how many cells it holds for (1 to `LONGEST_RUN`).
-    """
-    flat = ids.ravel().astype(np.int64)
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
-    lengths = np.diff(np.append(starts, flat.size))
-    pieces = -(-lengths // LONGEST_RUN)
-    values = np.repeat(flat[starts], pieces)
-    sizes = np.full(len(values), LONGEST_RUN)
-    sizes[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST_RUN
-    return np.stack([values & 255, values >> 8, sizes], axis=1).astype(np.uint8).tobytes()
+def components(ids: np.ndarray) -> tuple[int, np.ndarray]:
+    """The connected parts (by edges) of equal ids: how many, and int32 ``(h, w)`` which."""
+    places = np.arange(ids.size).reshape(ids.shape)
+    below, right = ids[1:] == ids[:-1], ids[:, 1:] == ids[:, :-1]
+    rows = np.concatenate([places[:-1][below], places[:, :-1][right]])
+    columns = np.concatenate([places[1:][below], places[:, 1:][right]])
+    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(ids.size, ids.size))
+    n, parts = connected_components(graph, directed=False)
+    return n, parts.reshape(ids.shape)
 
 
 def regions(ids: np.ndarray, margins: np.ndarray) -> Regions:
@@ -62,15 +60,18 @@ def regions(ids: np.ndarray, margins: np.ndarray) -> Regions:
         ids: integers ``(h, w)``.
         margins: floats ``(h, w)``, by how much the winning cluster is ahead of the second.
     """
-    found = []
-    for cluster in np.unique(ids).tolist():
-        parts, n = ndimage.label(ids == cluster)
-        areas = np.bincount(parts.ravel(), minlength=n + 1)[1:]
-        sums = np.bincount(parts.ravel(), margins.ravel().astype(np.float64), n + 1)[1:]
-        for part, (down, right) in enumerate(ndimage.find_objects(parts)):
-            if areas[part] >= SMALLEST:
-                box = down.start, right.start, down.stop, right.stop
-                found.append((cluster, areas[part], sums[part] / areas[part], *box))
+    n, parts = components(ids)
+    areas = np.bincount(parts.ravel(), minlength=n)
+    means = np.bincount(parts.ravel(), margins.ravel().astype(np.float64), n) / areas
+    clusters = np.zeros(n, np.int64)
+    clusters[parts.ravel()] = ids.ravel()
+    boxes = ndimage.find_objects(parts + 1)
+    found = [
+        (clusters[part], areas[part], means[part], *(side.start for side in box),
+         *(side.stop for side in box))
+        for part in np.argsort(clusters, kind="stable").tolist()
+        if areas[part] >= SMALLEST and (box := boxes[part])
+    ]  # fmt: skip
     table = np.array(found, dtype=np.float64).reshape(-1, 7)
     whole = table.astype(np.int64)
     return Regions(whole[:, 0], whole[:, 1], table[:, 2], whole[:, 3:])
@@ -97,6 +98,105 @@ def examples(
     ranked = large[np.argsort(-margin[large], kind="stable")].tolist()
     typical = ranked[: min(n, (len(ranked) + 1) // 2)]
     return typical, ranked[len(typical) :][-n:][::-1]
+
+
+def sample(photo: np.ndarray, area: np.ndarray, n: int) -> list[int]:
+    """Draw a fair sample of a cluster's regions: indices of at most ``n``, of different photos.
+
+    Systematic: the regions are put in the order of their photos, and every n-th part of their
+    total area gives the region that lies there. So a region is drawn with a chance in proportion
+    to its area, and neighbours in a film are drawn together only where there is nothing else.
+
+    Args:
+        photo, area: ``(m,)`` of the cluster's regions.
+    """
+    order = np.lexsort((-area, photo))
+    ends = np.cumsum(area[order])
+    if not len(ends):
+        return []
+    places = (np.arange(n) + 0.5) * ends[-1] / n
+    drawn = order[np.unique(np.searchsorted(ends, places, side="right"))]
+    _, first = np.unique(photo[drawn], return_index=True)
+    return drawn[first].tolist()
+
+
+def divide(like: np.ndarray, pairs: np.ndarray, n: int) -> np.ndarray:
+    """Divide every cluster into at most ``n`` parts, by the cluster that is the best other one.
+
+    Rivals of a cluster that are like each other stand for one part (average linkage of
+    1 - likeness): a cluster of cars and signs has other rivals on the road than before the sky.
+
+    Args:
+        like: symmetric float64 ``(k, k)`` in 0..1.
+        pairs: integers ``(k, k)``: patches by the cluster that won them, and the next one.
+
+    Returns:
+        int64 ``(k, k)``: the part of a cluster (row) where a rival (column) is the best other
+        one; part 0 is the largest.
+    """
+    parts = np.zeros(pairs.shape, np.int64)
+    distance = 1 - like
+    np.fill_diagonal(distance, 0)
+    for cluster, counts in enumerate(pairs * (1 - np.eye(len(pairs), dtype=np.int64))):
+        met = np.flatnonzero(counts)
+        if len(met) > 1:
+            tree = linkage(squareform(distance[np.ix_(met, met)], checks=False), "average")
+            group = fcluster(tree, n, "maxclust") - 1
+            size = np.bincount(group, counts[met])
+            rank = np.argsort(np.argsort(-size, kind="stable"))
+            rank[size < LEAST_PART * size.sum()] = 0
+            parts[cluster, met] = rank[group]
+    return parts
+
+
+class Moments(NamedTuple):
+    """Sums over the patches of every cluster: how many, and of m scores and their squares."""
+
+    patches: np.ndarray  # (k,)
+    first: np.ndarray  # (k, m)
+    second: np.ndarray  # (k, m)
+
+    @classmethod
+    def none(cls, k: int, m: int) -> Moments:
+        """Sums over no patch."""
+        return cls(np.zeros(k), np.zeros((k, m)), np.zeros((k, m)))
+
+    def add(self, ids: np.ndarray, scores: np.ndarray) -> None:
+        """Add patches: their clusters ``(n,)`` and scores ``(n, m)``."""
+        np.add.at(self.patches, ids, 1)
+        np.add.at(self.first, ids, scores)
+        np.add.at(self.second, ids, scores**2)
+
+    def spread(self) -> np.ndarray:
+        """How mixed clusters are, float64 ``(k,)``: their variance over that of all patches.
+
+        0: all patches have the same scores; 1: they differ as any patches of the data set do.
+        """
+        n = np.maximum(self.patches, 1)[:, None]
+        own = (self.second / n - (self.first / n) ** 2).sum(axis=1)
+        total = max(self.patches.sum(), 1)
+        mean = self.first.sum(axis=0) / total
+        whole = (self.second.sum(axis=0) / total - mean**2).sum()
+        return np.maximum(own, 0) / whole if whole > 0 else np.zeros(len(own))
+
+
+def layout(like: np.ndarray) -> np.ndarray:
+    """Places of clusters in a square, like near like: float64 ``(k, 2)`` in 0..1.
+
+    The second and third eigenvectors of the likeness graph's normalised Laplacian; each axis is
+    then spread evenly, for its ranks tell more than its few outliers.
+
+    Args:
+        like: symmetric float64 ``(k, k)`` in 0..1.
+    """
+    k = len(like)
+    if k < 3:
+        return np.full((k, 2), 0.5) + np.arange(k)[:, None] / 4
+    weight = like + 0.01 / k  # connects what nothing connects
+    root = np.sqrt(weight.sum(axis=1))
+    vectors = np.linalg.eigh(weight / root[:, None] / root)[1][:, -2:-4:-1] / root[:, None]
+    vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), [0, 1]] < 0, -1, 1)
+    return np.argsort(np.argsort(vectors, axis=0, kind="stable"), axis=0) / (k - 1)
 
 
 def likeness(pairs: np.ndarray) -> np.ndarray:

@@ -146,7 +146,7 @@ def program(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.nd
 def program_constant_guide(
     scores: Tensor, height: int, width: int, image: np.ndarray
 ) -> np.ndarray:
-    """As `program`, with the guide image that it gets in the 320 px protocol.
+    """Refine like `program`, with the guide image that it gets in the 320 px protocol.
 
     There colours in [0, 1] are cut to whole numbers: 1 where a channel is 255, else 0. So the
     kernel over places and colours is one over places alone, nearly everywhere.

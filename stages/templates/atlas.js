@@ -1,281 +1,8 @@
-"use strict";
-/* The atlas of clusters. What a cluster is called is a text: "" = not yet, "?" = mixed,
-   "-" = ignored, else its name. All texts reach the page as text, never as markup. */
+/* The page: list, card, map, photos, and what a person does there. */
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const MIXED = "?", IGNORED = "-", MOST_CLASSES = 255;
-/* Okabe and Ito's colours, told apart without red and green; from the eighth name on with stripes. */
-const COLOURS = [[0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167], [86, 180, 233], [213, 94, 0], [240, 228, 66]];
-const PATTERNS = [
-  () => true,
-  (x, y) => (x + y) % 8 < 4,
-  (x, y) => y % 6 < 3,
-  (x, y) => x % 6 < 3,
-  (x, y) => (x % 8 < 4) === (y % 8 < 4),
-];
-const KEY = `eigenseg-names-${data.head}`;
-const element = (id) => document.getElementById(id);
-const order = data.clusters.map((cluster) => cluster.id);
-const place = new Map(order.map((id, i) => [id, i]));
-const clusters = new Map(data.clusters.map((cluster) => [cluster.id, cluster]));
-
-let given = new Array(data.k).fill("");  // by cluster
-let classes = [];                        // names in the order in which they came
-let last = "";                           // the name given last
-let current = order[0];
-let chosen = new Set();                  // further clusters that the next name is for
+let current = order()[0];  // unit
+let chosen = new Set();    // further units that the next name is for
 let anchor = null;
-const former = [];                       // for undo: lists of [cluster, text], and where one was
-
-/* ---- State ---- */
-
-const isName = (text) => text !== "" && text !== MIXED && text !== IGNORED;
-
-function tidy(text) {
-  return text.replace(/[\s\p{C}]+/gu, " ").trim();
-}
-
-function inUse() {
-  const used = new Set(given.filter(isName));
-  return classes.filter((name) => used.has(name));
-}
-
-function shareOf(test) {
-  return data.clusters.reduce((sum, cluster) => sum + (test(given[cluster.id]) ? cluster.share : 0), 0);
-}
-
-/* Set texts of clusters, one step of undo. */
-function give(changes) {
-  const real = changes.filter(([id, text]) => given[id] !== text);
-  if (!real.length) return true;
-  const names = new Set([...given.filter((text, id) => isName(text) && !real.some(([other]) => other === id)),
-    ...real.map(([, text]) => text).filter(isName)]);
-  if (names.size > MOST_CLASSES) {
-    tell(`At most ${MOST_CLASSES} names: label maps have 8 bits.`);
-    return false;
-  }
-  former.push({ at: current, texts: real.map(([id]) => [id, given[id]]) });
-  apply(real);
-  return true;
-}
-
-function apply(changes) {
-  for (const [id, text] of changes) {
-    given[id] = text;
-    if (isName(text) && !classes.includes(text)) classes.push(text);
-  }
-  keep();
-  showChanged(changes.map(([id]) => id));
-}
-
-function undo() {
-  const step = former.pop();
-  if (!step) return;
-  apply(step.texts);
-  go(step.at);
-  tell("Undone.");
-}
-
-/* Local storage may be forbidden; the page then works without it. */
-function keep() {
-  try {
-    localStorage.setItem(KEY, JSON.stringify({ given, classes, last, current }));
-  } catch { /* nothing to do */ }
-}
-
-function restore() {
-  try {
-    const kept = JSON.parse(localStorage.getItem(KEY));
-    if (!kept || kept.given.length !== data.k) return;
-    ({ given, classes, last } = kept);
-    if (place.has(kept.current)) current = kept.current;
-  } catch { /* nothing kept, or not ours */ }
-}
-
-/* ---- Files ---- */
-
-function asFile() {
-  const names = inUse();
-  const codes = given.map((text) => (text === "" ? -1 : text === MIXED ? -2 : text === IGNORED ? -3 : names.indexOf(text)));
-  return { format: data.format, head: data.head, predictor: data.predictor, classes: names, clusters: codes };
-}
-
-function save() {
-  const text = JSON.stringify(asFile(), null, 1).replace(/\[[\s\d,-]*\]/g, (list) => list.replace(/\s+/g, "")) + "\n";
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  link.download = "names.json";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  tell("Saved as names.json among the downloads of this browser.");
-}
-
-function textsOf(file) {
-  if (file.format !== data.format) throw new Error("it is no file of names");
-  if (file.head !== data.head) throw new Error(`it belongs to another head (${file.head}; this page shows ${data.head})`);
-  const fits = Array.isArray(file.clusters) && file.clusters.length === data.k && file.clusters.every(Number.isInteger) && Array.isArray(file.classes);
-  if (!fits) throw new Error(`it must name ${data.k} clusters`);
-  return file.clusters.map((code) => ({ "-1": "", "-2": MIXED, "-3": IGNORED })[code] ?? tidy(String(file.classes[code] ?? "")));
-}
-
-async function load(input) {
-  const [file] = input.files;
-  input.value = "";
-  if (!file) return;
-  try {
-    const texts = textsOf(JSON.parse(await file.text()));
-    if (give(texts.map((text, id) => [id, text]))) tell(`${file.name}: loaded.`);
-    go(current);
-  } catch (error) {
-    tell(`${file.name} was not loaded: ${error.message}.`);
-  }
-}
-
-/* Fill what has no name yet with the names that labels gave. */
-function suggest() {
-  const { classes: names, clusters: codes } = data.suggested;
-  const changes = order.filter((id) => given[id] === "" && codes[id] >= 0).map((id) => [id, tidy(names[codes[id]])]);
-  if (give(changes)) tell(`${changes.length} clusters got the name of their most likely class. Go through them: some will be wrong.`);
-  go(current);
-}
-
-/* ---- Pictures ---- */
-
-function cellsOf(photo) {
-  if (photo.cells) return photo.cells;
-  const bytes = atob(photo.runs);
-  photo.cells = new Uint16Array(photo.height * photo.width);
-  for (let i = 0, at = 0; i < bytes.length; i += 3) {
-    const end = at + bytes.charCodeAt(i + 2);
-    photo.cells.fill(bytes.charCodeAt(i) | (bytes.charCodeAt(i + 1) << 8), at, end);
-    at = end;
-  }
-  return photo.cells;
-}
-
-function imageOf(photo) {
-  const image = new Image();
-  image.src = `data:image/jpeg;base64,${photo.jpeg}`;
-  return image.decode().then(() => image);
-}
-
-/* Colour of a cluster at a pixel: [r, g, b, a]; nothing where it has no name. */
-function inkOf(text, index, x, y) {
-  if (text === "") return null;
-  if (text === MIXED) return (x + y) % 10 < 2 ? [255, 255, 255, 235] : [60, 60, 60, 90];
-  if (text === IGNORED) return [70, 75, 80, 190];
-  const colour = COLOURS[index % COLOURS.length];
-  const alpha = PATTERNS[Math.floor(index / COLOURS.length) % PATTERNS.length](x, y) ? 185 : 70;
-  return [...colour, alpha];
-}
-
-/* The colours of a photo as a canvas of its size. */
-function overlay(photo) {
-  const cells = cellsOf(photo), scale = data.scale, width = photo.width * scale, height = photo.height * scale;
-  const pixels = new ImageData(width, height), words = new Uint32Array(pixels.data.buffer);
-  const tileOf = given.map(tile);
-  for (let y = 0, at = 0; y < height; y++) {
-    const row = Math.floor(y / scale) * photo.width, line = (y % TILE) * TILE;
-    for (let x = 0; x < width; x++, at++) {
-      const inks = tileOf[cells[row + Math.floor(x / scale)]];
-      if (inks) words[at] = inks[line + (x % TILE)];
-    }
-  }
-  const canvas = new OffscreenCanvas(width, height);
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
-  return canvas;
-}
-
-/* The inks of a text, pixel by pixel, as words of an image; kept, for they do not change. */
-const TILE = 120;  // px: whole periods of all patterns
-const tiles = new Map();
-function tile(text) {
-  if (text === "" || tiles.has(text)) return tiles.get(text);
-  const bytes = new Uint8ClampedArray(4 * TILE * TILE), index = classes.indexOf(text);
-  for (let y = 0, at = 0; y < TILE; y++) {
-    for (let x = 0; x < TILE; x++, at += 4) bytes.set(inkOf(text, index, x, y), at);
-  }
-  tiles.set(text, new Uint32Array(bytes.buffer));
-  return tiles.get(text);
-}
-
-/* The border of a cluster as a path in cells. */
-function outline(photo, id) {
-  const cells = cellsOf(photo), { width, height } = photo, path = new Path2D();
-  const at = (x, y) => x >= 0 && y >= 0 && x < width && y < height && cells[y * width + x] === id;
-  for (let y = 0; y <= height; y++) {
-    for (let x = 0; x <= width; x++) {
-      if (at(x, y) !== at(x, y - 1)) { path.moveTo(x, y); path.lineTo(x + 1, y); }
-      if (at(x, y) !== at(x - 1, y)) { path.moveTo(x, y); path.lineTo(x, y + 1); }
-    }
-  }
-  return path;
-}
-
-/* Draw a part of a photo, in cells, into a canvas that has its size; strokes are in canvas pixels. */
-function paint(canvas, photo, image, part, { colours, id, dim }) {
-  const context = canvas.getContext("2d"), scale = data.scale;
-  const zoom = Math.min(canvas.width / part.width, canvas.height / part.height);
-  context.setTransform(1, 0, 0, 1, 0, 0);
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  context.translate((canvas.width - zoom * part.width) / 2, (canvas.height - zoom * part.height) / 2);
-  context.beginPath();
-  context.rect(0, 0, zoom * part.width, zoom * part.height);
-  context.clip();
-  context.scale(zoom, zoom);
-  context.translate(-part.left, -part.top);
-  context.drawImage(image, 0, 0, photo.width, photo.height);
-  if (colours) context.drawImage(overlay(photo), 0, 0, photo.width, photo.height);
-  if (dim) {
-    const shade = new Path2D(), cells = cellsOf(photo);
-    for (let y = 0; y < photo.height; y++) {
-      for (let x = 0, start = 0; x <= photo.width; x++) {
-        const inside = x === photo.width || cells[y * photo.width + x] === id;
-        if (inside) { if (x > start) shade.rect(start, y, x - start, 1.02); start = x + 1; }
-      }
-    }
-    context.fillStyle = "rgb(0 0 0 / .38)";
-    context.fill(shade);
-  }
-  if (id !== null) {
-    const path = outline(photo, id);
-    context.lineCap = "square";
-    for (const [colour, wide] of [["#000", 4], ["#fff", 2]]) {
-      context.strokeStyle = colour;
-      context.lineWidth = wide / zoom;
-      context.stroke(path);
-    }
-  }
-}
-
-const whole = (photo) => ({ left: 0, top: 0, width: photo.width, height: photo.height });
-
-/* What to show of a region: it and its surroundings, 4 to 3 where the photo is large enough. */
-function surroundings(photo, [top, left, bottom, right]) {
-  let width = Math.max(1.5 * (right - left), 2 * (bottom - top), 0.4 * photo.width);
-  let height = Math.min(0.75 * width, photo.height);
-  width = Math.min(width, photo.width);
-  const clamp = (value, most) => Math.max(0, Math.min(value, most));
-  return {
-    left: clamp((left + right - width) / 2, photo.width - width),
-    top: clamp((top + bottom - height) / 2, photo.height - height),
-    width, height,
-  };
-}
-
-function swatch(text) {
-  const canvas = document.createElement("canvas");
-  canvas.className = "swatch";
-  [canvas.width, canvas.height] = [22, 16];
-  const pixels = new ImageData(22, 16), index = classes.indexOf(text);
-  for (let y = 0, at = 0; y < 16; y++) {
-    for (let x = 0; x < 22; x++, at += 4) pixels.data.set(inkOf(text, index, x, y) ?? [255, 255, 255, 255], at);
-  }
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
-  return canvas;
-}
-
-/* ---- Parts of the page ---- */
 
 function make(tag, text = "", name = "") {
   const made = document.createElement(tag);
@@ -293,105 +20,159 @@ function action(text, run) {
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 2 : 1)} %`;
 const called = (text) => (text === MIXED ? "mixed" : text === IGNORED ? "ignored" : text);
-const items = new Map();
 
-function makeList() {
-  for (const cluster of data.clusters) {
-    const item = make("li"), button = action("", (event) => pick(cluster.id, event));
-    button.append(swatch(""), make("span", cluster.id), make("span", percent(cluster.share), "share"), make("span"));
+/* ---- The list and the map of clusters ---- */
+
+const items = new Map();  // by unit
+
+function showList() {
+  items.clear();
+  for (const unit of order()) {
+    const item = make("li", "", unit < K ? "" : "part"), button = action("", (event) => pick(unit, event));
+    button.append(swatch(textOf(unit)), make("span", idOf(unit)), make("span", percent(entryOf(unit).share), "share"), make("span", called(textOf(unit))));
+    button.setAttribute("aria-label", `Cluster ${idOf(unit)}, ${percent(entryOf(unit).share)}: ${called(textOf(unit)) || "no name yet"}`);
     item.append(button);
-    items.set(cluster.id, item);
+    items.set(unit, item);
   }
-  element("list").append(...items.values());
+  element("list").replaceChildren(...items.values());
+  showMap();
+  showChosen();
 }
 
-function pick(id, event) {
-  if (event.ctrlKey || event.metaKey) chosen.has(id) ? chosen.delete(id) : chosen.add(id);
-  else if (event.shiftKey) between(current, id);
-  else return go(id);
+const SIDE = 240;
+
+function showMap() {
+  const largest = Math.max(...data.clusters.map(({ share }) => share));
+  const dots = [...data.clusters].sort((a, b) => b.share - a.share).map(({ id, at, share }) => {
+    const text = split.has(id) ? MIXED : given[id * S], dot = document.createElementNS(element("map").namespaceURI, "circle"), title = document.createElementNS(element("map").namespaceURI, "title");
+    const radius = 3 + 11 * Math.sqrt(share / largest), rgb = inkOf(text, 5, 5);
+    const shape = { cx: 14 + at[0] * (SIDE - 28), cy: 14 + at[1] * (SIDE - 28), r: radius, fill: rgb ? `rgb(${rgb.slice(0, 3)})` : "#fff" };
+    for (const [name, value] of Object.entries(shape)) dot.setAttribute(name, value);
+    dot.setAttribute("class", clusterOf(current) === id ? "current" : "");
+    title.textContent = `Cluster ${id}: ${called(text) || "no name yet"}`;
+    dot.append(title);
+    dot.addEventListener("click", () => go(unitsOf(id)[0]));
+    return dot;
+  });
+  element("map").replaceChildren(...dots);
+}
+
+function pick(unit, event) {
+  if (event.ctrlKey || event.metaKey) chosen.has(unit) ? chosen.delete(unit) : chosen.add(unit);
+  else if (event.shiftKey) between(current, unit);
+  else return go(unit);
   showChosen();
   element("name").focus();
 }
 
 function between(one, other) {
-  const [from, to] = [place.get(one), place.get(other)].sort((a, b) => a - b);
-  chosen = new Set(order.slice(from, to + 1));
-}
-
-function showItem(id) {
-  const button = items.get(id)?.firstChild;
-  if (!button) return;
-  button.firstChild.replaceWith(swatch(given[id]));
-  button.lastChild.textContent = called(given[id]);
-  button.title = `Cluster ${id}: ${called(given[id]) || "no name yet"}`;
+  const units = order(), [from, to] = [units.indexOf(one), units.indexOf(other)].sort((a, b) => a - b);
+  chosen = new Set(units.slice(from, to + 1));
 }
 
 function showChosen() {
-  for (const [id, item] of items) {
-    item.classList.toggle("chosen", chosen.has(id));
-    item.classList.toggle("current", id === current);
-    item.firstChild.setAttribute("aria-current", id === current);
+  for (const [unit, item] of items) {
+    item.classList.toggle("chosen", chosen.has(unit));
+    item.classList.toggle("current", unit === current);
+    item.firstChild.setAttribute("aria-current", unit === current);
   }
-  const others = [...chosen].filter((id) => id !== current).length;
-  element("which").textContent = `Name of cluster ${current}` + (others ? ` and ${others} more` : "");
+  const others = [...chosen].filter((unit) => unit !== current).length;
+  element("which").textContent = `Name of cluster ${idOf(current)}` + (others ? ` and ${others} more` : "");
+}
+
+/* Scroll the list, not the page. */
+function inView(item) {
+  const box = element("clusters");
+  if (item && box.scrollHeight > box.clientHeight) box.scrollTop = item.offsetTop - box.offsetTop - box.clientHeight / 2;
+}
+
+/* ---- Names that begin with what is typed ---- */
+
+/* Names in use that begin so; with nothing typed all, the last one first. */
+function completions(typed, own = textOf(current)) {
+  const names = classes(), low = typed.toLowerCase();
+  if (typed && own.toLowerCase() !== low) return names.filter((name) => name.toLowerCase().startsWith(low));
+  return names.sort((a, b) => (b === last) - (a === last));
+}
+
+/* What Enter gives: the name in use that is typed, or else the first that begins so. */
+function meant(typed, literal, own) {
+  if (typed === MIXED || typed === IGNORED || typed === "") return typed;
+  const same = spelled(typed);
+  if (literal || classes().includes(same)) return same;
+  return completions(typed, own)[0] ?? typed;
 }
 
 function showChips() {
-  const typed = element("name").value.toLowerCase();
-  const names = completions(typed).slice(0, 12);
-  element("chips").replaceChildren(...names.map((name) => {
+  const typed = tidy(element("name").value), names = completions(typed).slice(0, 12);
+  const buttons = names.map((name) => {
     const button = action("", () => name_(name));
     button.append(swatch(name), ` ${name}`);
     return button;
-  }));
+  });
+  const begun = typed && typed !== textOf(current) && names.length && !classes().includes(spelled(typed));
+  if (begun) {
+    buttons[0].classList.add("first");
+    buttons[0].append(make("kbd", "Enter"));
+    const fresh = action(`new: ${typed} `, () => name_(typed));
+    fresh.append(make("kbd", "Shift Enter"));
+    buttons.push(fresh);
+  }
+  element("chips").replaceChildren(...buttons);
 }
 
-/* Names given before that begin with what is typed; all of them, the last one first, else. */
-function completions(typed) {
-  const names = inUse();
-  if (typed && given[current].toLowerCase() !== typed) {
-    return names.filter((name) => name.toLowerCase().startsWith(typed) && name.toLowerCase() !== typed);
-  }
-  return [...names].sort((a, b) => (b === last) - (a === last));
-}
+/* ---- The card of a cluster ---- */
 
 function neighbourChips(ids) {
   if (!ids.length) return [make("span", "none")];
   return ids.map((id) => {
-    const button = action("", () => go(id));
-    button.append(swatch(given[id]), ` ${id} ${called(given[id])}`);
+    const text = split.has(id) ? MIXED : given[id * S], button = action("", () => go(unitsOf(id)[0]));
+    button.append(swatch(text), ` ${id} ${called(text)}`);
     button.title = `Go to cluster ${id}`;
     return button;
   });
 }
 
 async function showExamples(box, regions) {
-  const id = current;
-  const canvases = regions.map(([number], i) => {
+  const unit = current;
+  const canvases = regions.map(([number, ...region]) => {
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [320, 240];
-    const button = action("", () => zoom(number));
-    button.setAttribute("aria-label", `Cluster ${id} in ${data.photos[number].name}, enlarge`);
+    const button = action("", () => zoom(number, region, unit));
+    button.setAttribute("aria-label", `Cluster ${idOf(unit)} in ${data.photos[number].name}, enlarge`);
     button.append(canvas);
     return canvas;
   });
   box.replaceChildren(...canvases.map((canvas) => canvas.parentNode));
   await Promise.all(regions.map(async ([number, ...region], i) => {
     const photo = data.photos[number], image = await imageOf(photo);
-    paint(canvases[i], photo, image, surroundings(photo, region), { colours: false, id, dim: true });
+    canvases[i].style.filter = `brightness(${brightness(image)})`;
+    paint(canvases[i], photo, image, surroundings(photo, region), { tint: false, inside: insideOf(photo, unit), veil: true });
   }));
 }
 
 function showCard() {
-  const cluster = clusters.get(current), field = element("name");
-  field.value = given[current];
-  field.placeholder = last && given[current] === "" ? `Enter: ${last} again` : "type a name, then Enter";
-  field.select();
-  const count = `${cluster.photos} of ${data.all} photos`;
-  element("facts").textContent = `${place.get(current) + 1} of ${order.length} · ${percent(cluster.share)} of the pixels, in ${count}`;
-  showExamples(element("typical"), cluster.typical);
-  showExamples(element("unusual"), cluster.unusual);
-  element("odd").hidden = !cluster.unusual.length;
+  const cluster = clusters.get(clusterOf(current)), entry = entryOf(current), field = element("name"), units = order();
+  field.value = textOf(current);
+  field.placeholder = last && textOf(current) === "" ? `Enter: ${last} again` : "type a name, then Enter";
+  const spreads = data.clusters.map(({ spread }) => spread), below = spreads.filter((spread) => spread < cluster.spread).length;
+  const facts = [
+    `${units.indexOf(current) + 1} of ${units.length}`,
+    `${percent(entry.share)} of the pixels, in ${entry.photos} of ${data.all} photos`,
+    `spread of its scores ${cluster.spread.toFixed(2)}: more mixed than ${below} of ${spreads.length} clusters`,
+  ];
+  const certain = sure?.[cluster.id];
+  if (certain !== undefined && isName(textOf(current))) facts.push(`carried over, ${Math.round(100 * certain)} % sure${certain < 0.6 ? ": unsure" : ""}`);
+  element("facts").textContent = facts.join(" · ");
+  element("split").hidden = split.has(cluster.id) || cluster.parts.length < 2;
+  element("join").hidden = !split.has(cluster.id);
+  element("rename").hidden = !isName(textOf(current));
+  showExamples(element("sample"), entry.sample);
+  const extremes = current < K;
+  showExamples(element("typical"), extremes ? cluster.typical : []);
+  showExamples(element("unusual"), extremes ? cluster.unusual : []);
+  element("usual").hidden = !extremes || !cluster.typical.length;
+  element("odd").hidden = !extremes || !cluster.unusual.length;
   element("like").replaceChildren(...neighbourChips(cluster.like));
   element("with").replaceChildren(...neighbourChips(cluster.with));
   showChips();
@@ -399,52 +180,84 @@ function showCard() {
   inView(items.get(current));
 }
 
-/* Scroll the list, not the page. */
-function inView(item) {
-  const box = element("clusters");
-  if (box.scrollHeight <= box.clientHeight) return;
-  const above = item.offsetTop - box.offsetTop - box.clientHeight / 2;
-  box.scrollTop = above;
-}
+/* ---- Progress ---- */
 
-function showProgress() {
-  const parts = { named: shareOf(isName), mixed: shareOf((text) => text === MIXED), ignored: shareOf((text) => text === IGNORED) };
-  for (const [name, share] of Object.entries(parts)) document.querySelector(`#bar .${name}`).style.width = `${100 * share}%`;
-  element("bar").setAttribute("aria-valuenow", (100 * parts.named).toFixed(1));
-  const done = order.filter((id) => isName(given[id])).length;
-  progress = `${percent(parts.named)} of the pixels have a name (${done} of ${order.length} clusters, ${inUse().length} names)`;
-  if (parts.mixed) progress += ` · mixed ${percent(parts.mixed)}`;
-  if (parts.ignored) progress += ` · ignored ${percent(parts.ignored)}`;
-  tell("");
-  element("undo").disabled = !former.length;
+/* The share of the pixels that has each text. */
+function shares() {
+  const found = new Map(), add = (text, share) => found.set(text, (found.get(text) ?? 0) + share);
+  for (const unit of order()) add(textOf(unit), entryOf(unit).share);
+  for (const photo of data.photos) {
+    const marks = marksOf(photo);
+    if (!marks) continue;
+    const cells = cellsOf(photo), one = photo.share / cells.length;
+    marks.forEach((mark, i) => {
+      if (mark < 0) return;
+      add(given[cells[i]], -one);
+      add(corrections[mark].text, one);
+    });
+  }
+  return found;
 }
 
 let progress = "";
-function tell(text) {
-  element("told").textContent = text ? `${progress} · ${text}` : progress;
+function showProgress() {
+  const found = shares(), parts = { named: 0, mixed: Math.max(0, found.get(MIXED) ?? 0), ignored: Math.max(0, found.get(IGNORED) ?? 0) };
+  for (const [text, share] of found) if (isName(text)) parts.named += Math.max(0, share);
+  for (const [name, share] of Object.entries(parts)) document.querySelector(`#bar .${name}`).style.width = `${100 * share}%`;
+  element("bar").setAttribute("aria-valuenow", (100 * parts.named).toFixed(1));
+  const units = order(), done = units.filter((unit) => isName(textOf(unit))).length;
+  progress = `${percent(parts.named)} of the pixels have a name (${done} of ${units.length} clusters, ${colours.size} names)`;
+  if (parts.mixed) progress += ` · mixed ${percent(parts.mixed)}`;
+  if (parts.ignored) progress += ` · ignored ${percent(parts.ignored)}`;
+  if (corrections.length) progress += ` · ${corrections.length} corrected ${corrections.length > 1 ? "regions" : "region"}`;
+  const open = colours.size > 0 && revision !== saved;
+  element("save").textContent = open ? "Save names.json •" : "Save names.json";
+  element("save").title = open ? "There are changes that no file holds (Ctrl+S)" : "Ctrl+S";
+  element("undo").disabled = !former.length;
+  tell("");
 }
 
-function legendItems(names) {
-  return names.map((name) => {
-    const item = make("li");
-    item.append(swatch(name), ` ${called(name)} ${percent(shareOf((text) => text === name))}`);
+function tell(text) {
+  element("told").textContent = text ? `${progress} · ${text}` : progress;
+  element("zoomtold").textContent = text;
+}
+
+function showLegend(box, names, found) {
+  box.replaceChildren(...names.map((name) => {
+    const item = make("li"), words = ` ${called(name)} ${percent(Math.max(0, found.get(name) ?? 0))}`;
+    if (!isName(name)) { item.append(swatch(name), words); return item; }
+    const button = action("", () => openRename(name));
+    button.append(swatch(name), words);
+    button.title = `Rename ${name}`;
+    item.append(button);
     return item;
-  });
+  }));
 }
 
 /* ---- Photos: only those in view are drawn ---- */
 
 const shown = new Map();  // button of a photo in view -> its decoded image
 const buttons = data.photos.map((photo, number) => {
-  const button = action("", () => zoom(number)), canvas = document.createElement("canvas");
+  const button = make("button"), canvas = document.createElement("canvas");
+  button.type = "button";
   canvas.style.aspectRatio = `${photo.width} / ${photo.height}`;
   [canvas.width, canvas.height] = [0, 0];
+  button.addEventListener("click", (event) => zoom(number, event.detail ? at(event, canvas, photo) : null));
   button.title = photo.name;
   button.setAttribute("aria-label", `Photo ${photo.name}, enlarge`);
   button.append(canvas);
   button.photo = photo;
   return button;
 });
+
+/* The cell of a photo under the pointer, as a box. */
+function at(event, canvas, photo) {
+  const box = canvas.getBoundingClientRect();
+  const cell = (from, size, cells) => Math.max(0, Math.min(Math.floor(((from) / size) * cells), cells - 1));
+  const [x, y] = [cell(event.clientX - box.left, box.width, photo.width), cell(event.clientY - box.top, box.height, photo.height)];
+  return [y, x, y + 1, x + 1];
+}
+
 const watch = new IntersectionObserver(async (entries) => {
   for (const { target, isIntersecting } of entries) {
     target.near = isIntersecting;
@@ -464,8 +277,7 @@ function drawPhoto(button) {
   const { photo, firstChild: canvas } = button;
   if (!shown.has(button)) return;
   if (!canvas.width) [canvas.width, canvas.height] = [2 * photo.width * data.scale, 2 * photo.height * data.scale];
-  const id = cellsOf(photo).includes(current) ? current : null;
-  paint(canvas, photo, shown.get(button), whole(photo), { colours: true, id, dim: false });
+  paint(canvas, photo, shown.get(button), whole(photo), { tint: true, inside: insideOf(photo, current) });
 }
 
 let waiting = false;
@@ -481,71 +293,194 @@ function drawPhotos() {
 function showPhotos() {
   let wanted = buttons;
   if (element("filter").value === "with") {
-    const areas = new Map(buttons.map((button) => [button, cellsOf(button.photo).reduce((n, id) => n + (id === current), 0)]));
+    const areas = new Map(buttons.map((button) => [button, areaOf(button.photo, current)]));
     wanted = buttons.filter((button) => areas.get(button)).sort((a, b) => areas.get(b) - areas.get(a));
   }
-  const same = element("photos").children.length === wanted.length && wanted.every((button, i) => element("photos").children[i] === button);
-  if (!same) element("photos").replaceChildren(...wanted);
+  const box = element("photos"), same = box.children.length === wanted.length && wanted.every((button, i) => box.children[i] === button);
+  if (!same) box.replaceChildren(...wanted);
   element("count").textContent = `${wanted.length} of ${data.all}`;
 }
 
-async function zoom(number) {
-  const photo = data.photos[number], canvas = document.querySelector("#zoomed canvas");
-  const image = await imageOf(photo);
+/* ---- One photo, its regions, and corrections of them ---- */
+
+let viewed = null;  // {number, photo, image, regions, at}, at: the region that is chosen
+
+/* Open a photo with the region chosen that holds most of a unit in a box, or the largest one. */
+async function zoom(number, box = null, unit = null) {
+  const photo = data.photos[number];
+  viewed = { number, photo, image: await imageOf(photo), regions: regionsOf(photo), at: 0 };
+  if (box) viewed.at = regionIn(viewed, box, unit);
+  if (!element("zoom").open) element("zoom").showModal();
+  showZoom(Boolean(box));
+}
+
+function regionIn({ photo, regions }, [top, left, bottom, right], unit) {
+  const held = regions.map(({ key, cells }) => (unit !== null && key !== unit ? 0 : cells.filter((cell) => {
+    const y = Math.floor(cell / photo.width), x = cell % photo.width;
+    return y >= top && y < bottom && x >= left && x < right;
+  }).length));
+  return Math.max(0, held.indexOf(Math.max(...held)));
+}
+
+/* Show the chosen region; `follow` makes its cluster the current one. */
+function showZoom(follow) {
+  const { photo, image, regions, at: chosenAt } = viewed, { key, cells } = regions[chosenAt], canvas = element("picture");
+  const correction = key < 0 ? corrections[-1 - key] : null, unit = unitOf(cellsOf(photo)[cells[0]]);
+  if (follow && unit !== current) show(unit);
   const grow = Math.max(1, Math.min(1060 / (photo.width * data.scale), 4));
   [canvas.width, canvas.height] = [photo.width, photo.height].map((side) => Math.round(side * data.scale * grow));
-  const cells = cellsOf(photo), id = cells.includes(current) ? current : null;
-  paint(canvas, photo, image, whole(photo), { colours: false, id, dim: false });
-  element("where").textContent = photo.name + (id === null ? "" : `, cluster ${current} outlined`);
-  const names = new Set(Array.from(new Set(cells), (other) => given[other]).filter((text) => text !== ""));
-  element("zoomlegend").replaceChildren(...legendItems([...names]));
-  if (!element("zoom").open) element("zoom").showModal();
+  const inside = new Uint8Array(photo.width * photo.height);
+  cells.forEach((cell) => { inside[cell] = 1; });
+  canvas.style.filter = `brightness(${brightness(image)})`;
+  paint(canvas, photo, image, whole(photo), { tint: element("tint").checked, inside });
+  const now = correction ? `corrected: ${called(correction.text) || "no name"}` : called(textOf(unit)) || "no name yet";
+  element("where").textContent = photo.name;
+  element("region").textContent = `Region ${chosenAt + 1} of ${regions.length}, ${percent(cells.length / inside.length)} of the photo: cluster ${idOf(unit)}, ${now}`;
+  element("own").value = correction ? correction.text : "";
+  element("takeback").hidden = !correction;
+  const texts = textsOf(photo), found = new Map();
+  texts.forEach((text) => found.set(text, (found.get(text) ?? 0) + 1 / texts.length));
+  showLegend(element("zoomlegend"), [...found.keys()].filter((text) => text !== ""), found);
+}
+
+function stepRegion(by) {
+  viewed.at = (viewed.at + by + viewed.regions.length) % viewed.regions.length;
+  showZoom(true);
+}
+
+/* Give the chosen region a name of its own; "" takes it back. */
+function correct(text) {
+  const { photo, regions, at: chosenAt } = viewed, { key, cells } = regions[chosenAt];
+  const runs = [];
+  [...cells].sort((a, b) => a - b).forEach((cell) => {
+    const end = runs.length && runs.at(-2) + runs.at(-1) === cell;
+    end ? (runs[runs.length - 1] += 1) : runs.push(cell, 1);
+  });
+  const size = { height: photo.height, width: photo.width }, cluster = Math.floor(cellsOf(photo)[cells[0]] / S);
+  const one = { photo: photo.name, sha256: photo.sha256, ...size, runs, cluster, text };
+  const done = change(() => {
+    if (key < 0) corrections = corrections.flatMap((other, i) => (i !== -1 - key ? [other] : text ? [{ ...other, text }] : []));
+    else if (text) corrections = [...corrections, one];
+    if (isName(text)) last = text;
+  });
+  if (!done) return;
+  reopen(cells[0]);
+  tell(text ? `This region alone is ${called(text)} now.` : "The region has the name of its cluster again.");
+}
+
+/* Find the regions anew and choose the one that holds a cell. */
+function reopen(cell) {
+  viewed.regions = regionsOf(viewed.photo);
+  viewed.at = viewed.regions.findIndex(({ cells }) => cells.includes(cell));
+  showZoom(false);
+}
+
+function submitRegion(event) {
+  event.preventDefault();
+  const typed = tidy(element("own").value), literal = event.submitter === null && literally;
+  if (typed === MIXED) return tell("A region is one thing: give it a name, or - for ignored.");
+  const correction = viewed.regions[viewed.at].key < 0;
+  if (!typed && !correction) return tell("Type a name for this region first, or - for ignored.");
+  correct(meant(typed, literal, ""));
+}
+
+/* ---- Renaming a class ---- */
+
+let renamed = null;
+
+function openRename(name) {
+  renamed = name;
+  element("renamelabel").textContent = `New name of ${name}, wherever it is given`;
+  element("newname").value = name;
+  element("renamer").showModal();
+  element("newname").select();
+}
+
+function rename(event) {
+  event.preventDefault();
+  const typed = tidy(element("newname").value), to = typed.toLowerCase() === renamed.toLowerCase() ? typed : spelled(typed), from = renamed;
+  if (!isName(typed)) return tell("A class needs a name.");
+  const joins = to !== from && classes().includes(to);
+  change(() => {
+    given = given.map((text) => (text === from ? to : text));
+    corrections = corrections.map((one) => (one.text === from ? { ...one, text: to } : one));
+    colours = new Map([...colours].flatMap(([name, rgb]) => (name !== from ? [[name, rgb]] : joins ? [] : [[to, rgb]])));
+    if (last === from) last = to;
+  });
+  element("renamer").close();
+  if (element("zoom").open) reopen(viewed.regions[viewed.at].cells[0]);
+  else go(current);
+  tell(joins ? `${from} is ${to} now, one class.` : `${from} is called ${to} now.`);
 }
 
 /* ---- What a person does ---- */
 
-function showChanged(ids) {
-  ids.forEach(showItem);
+function showChanged() {
+  if (!order().includes(current)) current = unitsOf(clusterOf(current))[0];
+  showList();
   showProgress();
-  const marks = [MIXED, IGNORED].filter((mark) => given.includes(mark));
-  element("legend").replaceChildren(...legendItems([...inUse(), ...marks]));
+  const found = shares();
+  showLegend(element("legend"), [...classes(), ...[MIXED, IGNORED].filter((mark) => found.get(mark) > 0)], found);
   drawPhotos();
 }
 
-function go(id) {
-  current = id;
+/* Make a unit the current one, leaving the focus where it is. */
+function show(unit) {
+  current = unit;
   chosen = new Set();
   anchor = null;
-  keep();
+  try { localStorage.setItem(`${KEY}-at`, unit); } catch { /* nothing to do */ }
   showCard();
+  showMap();
   showPhotos();
   drawPhotos();
+}
+
+function go(unit) {
+  show(unit);
   element("name").focus({ preventScroll: true });
   element("name").select();
 }
 
 function step(by, from = current) {
-  const at = Math.max(0, Math.min(place.get(from) + by, order.length - 1));
-  return order[at];
+  const units = order();
+  return units[Math.max(0, Math.min(units.indexOf(from) + by, units.length - 1))];
 }
 
-/* Give the chosen clusters this text and go to the next one. */
+/* Give the chosen units this text and go to the next one. */
 function name_(text) {
-  const wanted = new Set([current, ...chosen]);
-  if (!give([...wanted].map((id) => [id, text]))) return;
+  const wanted = [...new Set([current, ...chosen])], units = order();
   if (isName(text)) last = text;
-  const behind = order[Math.max(...[...wanted].map((id) => place.get(id)))];
-  const next = step(1, behind);
+  if (!give(wanted.map((unit) => [unit, text]))) return;
+  const behind = units[Math.max(...wanted.map((unit) => units.indexOf(unit)))], next = step(1, behind);
   go(next);
   if (next === behind) tell("This was the last one.");
 }
 
+let literally = false;  // Shift was held with Enter
+
 function submit(event) {
   event.preventDefault();
-  const typed = tidy(element("name").value);
-  if (typed === "" && given[current] === "" && last) return name_(last);
-  if (typed === "" && given[current] === "") return tell("Type a name first, ? for mixed or - for ignored.");
-  name_(typed);
+  const typed = tidy(element("name").value), own = textOf(current);
+  if (typed === "" && own === "" && last) return name_(last);
+  if (typed === "" && own === "") return tell("Type a name first, ? for mixed or - for ignored.");
+  name_(meant(typed, literally, own));
+}
+
+function splitUp() {
+  const id = clusterOf(current);
+  change(() => split.add(id));
+  go(unitsOf(id)[0]);
+  tell(`Cluster ${id} has ${clusters.get(id).parts.length} parts now: name each.`);
+}
+
+function join() {
+  const id = clusterOf(current), text = textOf(current);
+  change(() => {
+    split.delete(id);
+    given.fill(text, id * S, (id + 1) * S);
+  });
+  go(id);
 }
 
 function extend(by) {
@@ -557,12 +492,27 @@ function extend(by) {
   showChosen();
 }
 
+/* Fill what has no name yet with the names that labels gave. */
+function suggest() {
+  const { classes: names, clusters: codes } = data.suggested;
+  const pairs = order().filter((unit) => textOf(unit) === "" && codes[clusterOf(unit)] >= 0).map((unit) => [unit, spelled(tidy(names[codes[clusterOf(unit)]]))]);
+  if (give(pairs)) tell(`${pairs.length} clusters got the name of their most likely class. Go through them: some will be wrong.`);
+  go(current);
+  tell(`${pairs.length} clusters got the name of their most likely class. Go through them: some will be wrong.`);
+}
+
 function onKey(event) {
   const { key } = event, control = event.ctrlKey || event.metaKey, field = element("name");
-  if (element("zoom").open) return;
+  if (key === "Enter") literally = event.shiftKey;
+  if (element("renamer").open) return;
   if (control && key.toLowerCase() === "s") save();
-  else if (control && key.toLowerCase() === "z" && field.value === given[current]) undo();
-  else if (event.altKey && /^Digit[1-8]$/.test(event.code)) document.querySelectorAll(".examples button")[event.code[5] - 1]?.click();
+  else if (element("zoom").open) {
+    const by = { ArrowDown: 1, ArrowUp: -1 }[key];
+    if (control && key.toLowerCase() === "z" && event.target.value === "") { undo(); reopen(viewed.regions[viewed.at].cells[0]); }
+    else if (by && event.target.type !== "checkbox") stepRegion(by);
+    else return;
+  } else if (control && key.toLowerCase() === "z" && field.value === textOf(current)) undo();
+  else if (event.altKey && /^Digit[1-9]$/.test(event.code)) document.querySelectorAll(".examples button")[event.code[5] - 1]?.click();
   else if (event.target !== field) {
     const typing = key.length === 1 && key !== " " && !control && !event.altKey;
     if (typing && !["SELECT", "TEXTAREA"].includes(event.target.tagName)) { field.focus(); field.select(); }
@@ -571,8 +521,8 @@ function onKey(event) {
     const by = key === "ArrowDown" ? 1 : -1;
     event.shiftKey ? extend(by) : go(step(by));
   } else if (key === "ArrowRight" && field.value && field.selectionStart === field.value.length) {
-    const [first] = completions(field.value.toLowerCase());
-    if (!first || field.value === given[current]) return;
+    const [first] = completions(tidy(field.value));
+    if (!first || field.value === textOf(current)) return;
     field.value = first;
     showChips();
   } else if (key === "Escape") go(current);
@@ -580,27 +530,59 @@ function onKey(event) {
   event.preventDefault();
 }
 
-restore();
-makeList();
-order.forEach(showItem);
+/* Names to begin with: what this browser keeps, else what the project has. */
+function begin() {
+  let at = NaN;
+  try { at = Number(localStorage.getItem(`${KEY}-at`) ?? NaN); } catch { /* forbidden */ }
+  if (!sync() && data.names) {
+    const { known, sure: how, told, ...content } = readFile(data.names);
+    adopt({ ...content, colours: [...known].reverse(), last: "", revision: 0, saved: 0 });
+    for (const text of [...given, ...corrections.map((one) => one.text)]) if (isName(text) && !colours.has(text)) colours.set(text, freeColour(text));
+  }
+  if (order().includes(at)) current = at;
+  else current = order()[0];
+}
+
+const on = (id, what, run) => element(id).addEventListener(what, run);
+begin();
+element("mapbox").open = innerWidth > 640;
 buttons.forEach((button) => watch.observe(button));
-element("form").addEventListener("submit", submit);
-element("name").addEventListener("input", showChips);
-element("mixed").addEventListener("click", () => name_(MIXED));
-element("ignore").addEventListener("click", () => name_(IGNORED));
-element("previous").addEventListener("click", () => go(step(-1)));
-element("next").addEventListener("click", () => go(step(1)));
-element("undo").addEventListener("click", undo);
-element("save").addEventListener("click", save);
-element("load").addEventListener("change", (event) => load(event.target));
-element("filter").addEventListener("change", () => { showPhotos(); drawPhotos(); });
-element("close").addEventListener("click", () => element("zoom").close());
-element("zoom").addEventListener("close", () => element("name").focus());
+on("form", "submit", submit);
+on("name", "input", showChips);
+on("mixed", "click", () => name_(MIXED));
+on("ignore", "click", () => name_(IGNORED));
+on("previous", "click", () => go(step(-1)));
+on("next", "click", () => go(step(1)));
+on("split", "click", splitUp);
+on("join", "click", join);
+on("rename", "click", () => openRename(textOf(current)));
+on("renameform", "submit", rename);
+on("renamecancel", "click", () => element("renamer").close());
+on("undo", "click", undo);
+on("save", "click", save);
+on("load", "change", (event) => load(event.target));
+on("filter", "change", () => { showPhotos(); drawPhotos(); });
+on("close", "click", () => element("zoom").close());
+on("zoom", "close", () => element("name").focus());
+on("regionform", "submit", submitRegion);
+on("takeback", "click", () => correct(""));
+on("formerregion", "click", () => stepRegion(-1));
+on("nextregion", "click", () => stepRegion(1));
+on("tint", "change", () => showZoom(false));
+on("picture", "click", (event) => { viewed.at = regionIn(viewed, at(event, element("picture"), viewed.photo), null); showZoom(true); element("own").focus(); });
 if (data.suggested) {
   element("suggest").hidden = false;
   element("suggest").textContent = `Take names from the labels of ${data.suggested.split}`;
-  element("suggest").addEventListener("click", suggest);
+  on("suggest", "click", suggest);
 }
 document.addEventListener("keydown", onKey);
-showChanged([]);
+window.addEventListener("storage", (event) => {
+  if (event.key !== KEY || !sync()) return;
+  former.length = 0;
+  showChanged();
+  if (element("zoom").open) reopen(viewed.regions[viewed.at].cells[0]);
+  else showCard();
+  tell("Taken over from another tab.");
+});
+showChanged();
 go(current);

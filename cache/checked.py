@@ -1,7 +1,7 @@
-"""What `prepare` found out about files before: a file that is as it was is not read again.
+"""Answers of former checks of files: a file that is as it was is not read again.
 
-The memory is a file beside the index and no output of the stage: DVC would delete it before each
-run, and carry one machine's inodes and times to another. Without it, or where it is damaged,
+They lie in a file beside the index, which is no output of the stage: DVC would delete it before
+each run, and carry one machine's inodes and times to another. Without it, or where it is damaged,
 everything is checked again. Files that were found bad are never in it.
 """
 
@@ -27,11 +27,11 @@ _COLUMNS = ("check", "path", "arguments", "state", "answer")
 Check = TypeVar("Check", bound=Callable[..., Any])
 
 
-class Memory:
+class CheckedFiles:
     """Answers of checks of files, read at the start of a ``with`` block and written at its end.
 
-    They are written after an error too: what was good need not be read again once the bad files
-    are mended. Where there is no room for them, the next run does without.
+    They are written after an error too, so that good files are not read again once the bad ones
+    are mended. On a full disk they are left out.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -45,25 +45,25 @@ class Memory:
         if made_by != self._made_by:
             self._known = {}
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> CheckedFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Those of files that were not asked for, as another data set's, stay too.
+        # Answers on other files, such as another data set's, stay too.
         rows = [(*key, *entry) for key, entry in self._known.items() if os.path.exists(key[1])]
         with suppress(OSError):
             write_table(self._path, _COLUMNS, rows, self._made_by)
 
-    def recalling(self, check: Check) -> Check:
-        """The check, called as it is, that is left out for files that it has found good before.
+    def once(self, check: Check) -> Check:
+        """Wrap a check: it is left out for files that it has found good before.
 
         Args:
-            check: takes the path of a file and JSON-able arguments; its answer depends on these,
-                the file's bytes and the sources of `cache`, is JSON-able (a tuple comes back as a
-                list), and it raises an error for a bad file.
+            check: takes the path of a file and JSON-able arguments. Its answer depends on these,
+                the file's bytes and the sources of `cache` alone, and is JSON-able (a tuple comes
+                back as a list); a bad file raises an error.
         """
 
-        def recalled(path: str | Path, *arguments: Any) -> Any:
+        def checked(path: str | Path, *arguments: Any) -> Any:
             key = (check.__name__, str(path), json.dumps(arguments))
             state, settled = _state(path)  # before the file is read: a change meanwhile shows
             before, answer = self._known.pop(key, ("", ""))
@@ -73,15 +73,15 @@ class Memory:
                 self._known[key] = (state, answer)
             return json.loads(answer)
 
-        return recalled  # type: ignore[return-value]
+        return checked  # type: ignore[return-value]
 
 
 def _state(path: str | Path) -> tuple[str, bool]:
-    """What changes with a file's bytes, and whether any later change will show in it.
+    """Give what changes with a file's bytes, and whether any later change will show in it.
 
-    The time of change cannot be set, so it tells of tools that put the time of modification back.
-    A change within the same tick of the clock as the last one would leave no trace, so only a
-    file that has been left alone for a while is settled (Git calls the others racily clean).
+    Tools can put the time of modification back, but not the time of change. Two changes within one
+    tick of the clock look like one, so only a file that was left alone for a while is settled (Git
+    calls the others racily clean).
     """
     try:
         found = os.stat(path)
@@ -93,7 +93,7 @@ def _state(path: str | Path) -> tuple[str, bool]:
 
 
 def _checks() -> str:
-    """Fingerprint of what decodes and checks: Pillow, the sources and tables of `cache`."""
+    """Make a fingerprint of all that decodes and checks: Pillow, sources and tables of `cache`."""
     here = Path(__file__).parent
     files = sorted(path for kind in ("*.py", "*.tsv") for path in here.rglob(kind))
     return fingerprint(PIL.__version__, [(str(f.relative_to(here)), file_hash(f)) for f in files])

@@ -1,7 +1,6 @@
-"""The index of a search over a whole data set: work files, gone when the graph is complete.
+"""The index of FAISS over a whole data set: work files, deleted when the graph is complete.
 
-The inverted lists are read through a memory map, so that several processes share them and they may
-be larger than memory.
+Inverted lists are read through a memory map: processes share them, and they may exceed memory.
 """
 
 from __future__ import annotations
@@ -54,13 +53,13 @@ def _write_piece(folder: Path, number: int, index: faiss.IndexIVF) -> str:
 
 
 def complete_index(folder: Path, facts: dict[str, Any]) -> None:
-    """Write last what says that the index is whole: facts of the search, and digests."""
+    """Write the facts of the search and digests last, which makes the index whole."""
     digests = {name: file_hash(folder / name) for name in NAMES[:2] if (folder / name).exists()}
     write_manifest(folder / NAMES[2], {**facts, "sha256": digests})
 
 
 def index_facts(folder: Path) -> dict[str, Any] | None:
-    """What `complete_index` was given; None where the index is not whole, or damaged."""
+    """Read the facts of `complete_index`; None where the index is not whole, or damaged."""
     try:
         facts = read_manifest(folder / NAMES[2], "")
         digests = facts.pop("sha256")
@@ -71,7 +70,7 @@ def index_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def open_index(folder: str | Path) -> faiss.IndexIVF:
-    """The index, its lists mapped into memory."""
+    """Open the index, its lists mapped into memory."""
     on_disk = (Path(folder) / NAMES[1]).exists()  # merged lists are mapped in any case
     flags = faiss.IO_FLAG_ONDISK_SAME_DIR if on_disk else faiss.IO_FLAG_MMAP
     index: Any = faiss.read_index(str(Path(folder) / NAMES[0]), flags | faiss.IO_FLAG_READ_ONLY)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cache import images, labels, memory
-from cache.memory import Memory
+from cache import checked, images, labels
+from cache.checked import CheckedFiles
 from cache.store.artefact import fingerprint
 from cache.store.errors import InputError
 from cache.store.tables import read_table, write_table
@@ -64,7 +64,7 @@ class Runs:
 @pytest.fixture
 def runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """A project whose files, though just made, count as left alone; prepare ran once."""
-    monkeypatch.setattr(memory, "MARGIN", 0)
+    monkeypatch.setattr(checked, "MARGIN", 0)
     time.sleep(0.02)  # a tick of the kernel's clock
     runs = Runs(project, monkeypatch)
     assert len(runs.reads()) == ALL
@@ -188,8 +188,8 @@ def damage(how: str) -> None:
     elif how == "other columns":
         write_table(MEMORY, ("a", "b"), [(1, 2)], "")
     else:
-        rows, _ = read_table(MEMORY, memory._COLUMNS, "")
-        write_table(MEMORY, memory._COLUMNS, rows, fingerprint("other checks"))
+        rows, _ = read_table(MEMORY, checked._COLUMNS, "")
+        write_table(MEMORY, checked._COLUMNS, rows, fingerprint("other checks"))
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,13 @@ def test_a_memory_that_cannot_be_written_is_done_without(runs: Runs) -> None:
 
 
 def test_what_decodes_is_part_of_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = memory._checks()
-    assert memory._checks() == before
-    monkeypatch.setattr(memory.PIL, "__version__", "0")
-    assert memory._checks() != before
+    before = checked._checks()
+    assert checked._checks() == before
+    monkeypatch.setattr(checked.PIL, "__version__", "0")
+    assert checked._checks() != before
     monkeypatch.undo()
-    monkeypatch.setattr(memory, "file_hash", lambda path: "0" if path.suffix == ".tsv" else "1")
-    assert memory._checks() != before
+    monkeypatch.setattr(checked, "file_hash", lambda path: "0" if path.suffix == ".tsv" else "1")
+    assert checked._checks() != before
 
 
 def test_another_data_set_between_two_runs_forgets_nothing(runs: Runs) -> None:
@@ -237,16 +237,19 @@ def test_a_file_that_was_just_changed_is_not_remembered(
     last = path.stat().st_ctime_ns
     found = []
     for seconds in (1, 100, 200):
-        monkeypatch.setattr(memory.time, "time_ns", lambda at=seconds: last + at * 10**9)
-        with Memory(tmp_path / "memory") as remembered:
-            found.append(remembered.recalling(lambda path: content.pop(0))(path))
+        monkeypatch.setattr(checked.time, "time_ns", lambda at=seconds: last + at * 10**9)
+        with CheckedFiles(tmp_path / "memory") as remembered:
+            found.append(remembered.once(lambda path: content.pop(0))(path))
     assert found == ["first", "other", "other"]
     assert content == ["other"]  # the third time it was known
 
 
 def test_a_file_that_is_missing_is_the_checks_to_tell(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be decoded"), Memory(tmp_path / "m") as found:
-        found.recalling(images.check_image)(tmp_path / "a.png")
+    with (
+        pytest.raises(InputError, match="cannot be decoded"),
+        CheckedFiles(tmp_path / "m") as known,
+    ):
+        known.once(images.check_image)(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(("age", "settled"), [(0.5, False), (1.9, False), (2.1, True), (-9, False)])
@@ -256,23 +259,23 @@ def test_a_file_settles_after_the_margin(
     (tmp_path / "a").write_bytes(b"")
     found = os.stat(tmp_path / "a")
     last = max(found.st_mtime_ns, found.st_ctime_ns)
-    monkeypatch.setattr(memory.time, "time_ns", lambda: last + int(age * 1e9))
-    assert memory._state(tmp_path / "a")[1] is settled
+    monkeypatch.setattr(checked.time, "time_ns", lambda: last + int(age * 1e9))
+    assert checked._state(tmp_path / "a")[1] is settled
 
 
 @pytest.mark.parametrize("field", ["st_size", "st_mtime_ns", "st_ctime_ns", "st_ino"])
 def test_each_part_of_the_state_counts(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
     found = SimpleNamespace(st_size=1, st_mtime_ns=2, st_ctime_ns=3, st_ino=4)
-    monkeypatch.setattr(memory.os, "stat", lambda path: found)
-    before = memory._state("a")
+    monkeypatch.setattr(checked.os, "stat", lambda path: found)
+    before = checked._state("a")
     setattr(found, field, 5)
-    assert memory._state("a") != before
+    assert checked._state("a") != before
 
 
 def test_the_state_is_taken_before_the_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "MARGIN", 0)
+    monkeypatch.setattr(checked, "MARGIN", 0)
     path, asked = tmp_path / "a.png", []
     path.write_bytes(b"")
 
@@ -286,6 +289,6 @@ def test_the_state_is_taken_before_the_file_is_read(
     found = []
     time.sleep(0.02)
     for _ in range(3):
-        with Memory(tmp_path / "memory") as remembered:
-            found.append(remembered.recalling(check)(path))
+        with CheckedFiles(tmp_path / "memory") as remembered:
+            found.append(remembered.once(check)(path))
     assert found == [1, 2, 2]

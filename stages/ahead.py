@@ -1,4 +1,4 @@
-"""Work done in threads ahead of the one who uses it, in order and in bounded memory."""
+"""Results computed in threads ahead of their use, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ Result = TypeVar("Result")
 def ahead(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, waiting: int
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Each item with ``function(item)``, in order, while the results after it are being made.
+    """Give each item with ``function(item)``, in order, while later results are being made.
 
-    Reads ahead where the caller uses the results, writes behind where the items take the time: they
-    are drawn in the caller's thread. When the function or an item fails, the error comes out here;
-    then, and when the iterator is closed, what has not begun is cancelled.
+    The items are drawn in the caller's thread. An error of the function or of an item is raised
+    here; then, and when the iterator is closed, waiting calls are cancelled.
 
     Args:
         threads: how many calls run at once.
-        waiting: results made or in the making, besides the one that is asked for.
+        waiting: results, finished or not, beyond the one that is asked for.
     """
     results: deque[tuple[Item, Future[Result]]] = deque()
     with ThreadPoolExecutor(threads) as pool:

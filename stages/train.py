@@ -31,8 +31,9 @@ from pipeline.head.start import DiscriminantStart, KMeansStart, Start
 from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
 from stages import NO_GPU, Stage, way_out
 from stages.batches import Batches, load_batches, open_source
+from stages.estimates import kmeans_words
 from stages.params import Params, load
-from stages.progress import bar
+from stages.progress import alive, bar
 from stages.sample import gather
 from stages.sections import HeadParams, KMeansParams, TrainParams
 
@@ -137,8 +138,8 @@ def fit_head(
     batches = load_batches(source, range(finished, epochs), device, waited)
     diverged = way_out("lower `train.lr`, or extract the features again")
     with bar() as progress, tensor_cores(), closing(batches), diverged:
-        task = progress.add_task("training", total=schedule.steps, unit="step")
-        progress.advance(task, finished * groups)
+        done = finished * groups
+        task = progress.add_task("training", total=schedule.steps, unit="step", completed=done)
         for epoch in range(finished, epochs):
             noise = torch.Generator(device).manual_seed(noise_seed(source.seed, epoch))
             chunk = islice(batches, groups)
@@ -157,7 +158,8 @@ def resume(
     """Restore a checkpoint, or begin; give the next epoch and the curve so far."""
     stored = heads.load_checkpoint(checkpoint)
     if stored is None:
-        begin()
+        with alive("K-means for the start"):
+            begin()
         return 0, []
     head.load_state_dict(stored["head"])
     adam.load_state_dict(stored["adam"])
@@ -244,9 +246,9 @@ def fit_kmeans(
         ("kmeans", plain, choices.whiten),
         ("ours_kmeans", features, None),
     ):
-        fitted[name] = kmeans.fit(
-            points, head.clusters, spherical=choices.spherical, whiten=whiten, seed=seed, gpu=gpu
-        )._asdict()
+        fit = partial(kmeans.fit, spherical=choices.spherical, whiten=whiten, seed=seed, gpu=gpu)
+        with alive(f"K-means of {name}, {head.clusters} clusters"):
+            fitted[name] = fit(points, head.clusters)._asdict()
     return fitted
 
 
@@ -263,7 +265,9 @@ def check_sizes(
     channels = sum(map(cache.channels, head.levels))
     with way_out(WAY_OUT):
         start.check(head.width, channels, sum(map(len, sample.plan)))
-    channels = cache.channels(baseline.level)
+    channels, sampled = cache.channels(baseline.level), sum(map(len, sample.plan))
+    if words := kmeans_words(sampled, clusters, channels, runs=3):
+        click.echo(words, err=True)
     if (baseline.whiten or 0) > channels:
         raise InputError(
             f"kmeans.whiten must be at most the {channels} channels of {baseline.level}, found "

@@ -96,12 +96,12 @@ class Params(Section):
         head, start = self.head, self.train.start
         if start == "kmeans" and head.width is not None:
             raise ValueError(
-                f"train.start kmeans needs a head without a projection, found head.width "
-                f"{head.width}: set it to null, or train.start to discriminant or random"
+                f"train.start: kmeans needs a head without a projection, found width {head.width}: "
+                "set head.width to null, or train.start to discriminant or random"
             )
         if start != "random" and (head.level_norm or head.orthogonal):
             raise ValueError(
-                f"train.start {start} needs a head without level norms and with a free last "
+                f"train.start: {start} needs a head without level norms and with a free last "
                 "layer: set head.level_norm and head.orthogonal to false, or train.start to random"
             )
         return self

@@ -78,6 +78,25 @@ def test_repro_then_a_queue_that_reuses_the_features(
     check_status(clone)
 
 
+def test_two_data_sets_in_turn_in_a_worktree(clone: Path, weights: Path, tmp_path: Path) -> None:
+    """Features of the first are restored; masks of 0 and 255 are one of the two."""
+    project = Project(clone, weights)
+    for name in ("tiny", "other"):
+        root = make_dataset(tmp_path / f"Bilder {name} (ü)", {"train": 2, "val": 1})
+        project.set(f"datasets.{name}", {"root": str(root), "train": "train", "eval": "val"})
+    project.set("datasets.other.values", {255: 1})
+    commit(clone, "start")
+    tree = tmp_path / "Zweig ü (1)"
+    run(clone, "git", "worktree", "add", "-q", str(tree), "HEAD")
+    for name in ("tiny", "other"):
+        assert "Running stage 'extract'" in run(
+            tree, "dvc", "exp", "run", "extract", "-S", f"dataset={name}"
+        )
+    text = run(tree, "dvc", "exp", "run", "extract", "-S", "dataset=tiny")
+    assert "Stage 'extract' is cached - skipping run, checking out outputs" in text
+    assert (tree / "data/features.zarr/manifest.json").is_file()
+
+
 def commit(folder: Path, message: str) -> None:
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-qm", message)

@@ -25,7 +25,7 @@ from cache.store.artefact import amount
 from cache.store.errors import InputError
 from pipeline.drawing import lettering
 from pipeline.drawing.legend import legend
-from stages import extract, progress
+from stages import estimates, extract, progress
 from stages.params import load
 from tests.conftest import REPOSITORY, Project
 
@@ -74,6 +74,13 @@ def test_the_rate_counts_from_the_start_and_without_what_was_done_before() -> No
 )
 def test_durations_as_people_say_them(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
+
+
+def test_hours_of_k_means_are_told_before_they_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "_rate", lambda: 1e10)
+    assert estimates.kmeans_words(100_000, 64, 384, 3) == ""
+    text = estimates.kmeans_words(100_000, 60_000, 384, 3)
+    assert "takes about 7 h 40 min of this machine's CPU" in text and "14.4 GB" in text
 
 
 # Stopped

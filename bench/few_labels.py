@@ -28,8 +28,8 @@ from pipeline.head.head import Head
 from pipeline.maps.atlas import shrink
 from pipeline.segmenter import Segmenter
 from pipeline.selection import most_different, most_typical
-from stages.params import Params, load
-from stages.progress import track
+from stages.running.progress import track
+from stages.settings.params import Params, load
 
 POINTS = 2  # along the side of a patch
 NUMBERS = (1, 2, 5, 10)

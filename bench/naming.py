@@ -24,7 +24,7 @@ from cache.runs import unpack
 from cache.segments import Segments
 from pipeline.evaluation import UNMATCHED, confusion, count, majority_count, scores
 from pipeline.maps.atlas import components, shrink
-from stages.planned import plan_of
+from stages.showing.planned import plan_of
 
 WANTED = (0.5, 0.8, 0.9, 0.95, 0.99)  # of the pixels
 IGNORE = 255

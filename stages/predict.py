@@ -24,7 +24,8 @@ from eigenseg.segmenter import Result, Segmenter
 from pipeline.drawing.naming import Naming
 from pipeline.maps.crf import CRFS
 from stages import Stage, way_out
-from stages.label_maps import (
+from stages.running.progress import track
+from stages.showing.label_maps import (
     check_export,
     covers_nearly_all,
     naming_fingerprint,
@@ -33,7 +34,6 @@ from stages.label_maps import (
     write_label_map,
     write_legend,
 )
-from stages.progress import track
 
 # By name, for evaluation is out of reach here: it is next to the ground truth.
 # The first is the default: the likeliest class of a pixel. Papers print scores by majority_iou,

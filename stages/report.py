@@ -17,9 +17,11 @@ from cache.names import PREDICTOR
 from cache.segments import Segments
 from pipeline.evaluation import confusion, scores
 from stages import Stage
-from stages.atlas import make_atlas
-from stages.drawing import Picture, confusion_chart, curve_chart, iou_chart
-from stages.gallery import (
+from stages.running.progress import track
+from stages.settings.params import Params, load
+from stages.showing.atlas import make_atlas
+from stages.showing.drawing import Picture, confusion_chart, curve_chart, iou_chart
+from stages.showing.gallery import (
     MATCHING,
     Colours,
     Named,
@@ -29,13 +31,11 @@ from stages.gallery import (
     named_areas,
     spaced,
 )
-from stages.letters import tell_unshown
-from stages.pages import render, write_pages
-from stages.params import Params, load
-from stages.planned import plan_of
-from stages.progress import track
-from stages.score_table import oracle_alone, print_scores
-from stages.sweep import draw_sweep
+from stages.showing.letters import tell_unshown
+from stages.showing.pages import render, write_pages
+from stages.showing.planned import plan_of
+from stages.showing.score_table import oracle_alone, print_scores
+from stages.showing.sweep import draw_sweep
 
 SUGGESTING = "majority_count"  # that names to begin with follow: the likeliest class
 IMAGES = 8  # in the gallery

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import stages.atlas
+import stages.showing.atlas
 from cache import heads, runs
 from cache.index import read_index
 from cache.names import read_names
@@ -22,7 +22,7 @@ from cache.store import parts
 from cache.store.errors import InputError
 from pipeline.maps import atlas
 from pipeline.selection import most_different, most_typical
-from stages.atlas import make_atlas
+from stages.showing.atlas import make_atlas
 from tests.conftest import Project, make_dataset, metrics_of, run_stages
 
 STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
@@ -206,13 +206,13 @@ def test_a_photo_is_read_when_its_piece_of_the_page_is(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished)
-    entry, names = stages.atlas.photo_entry, []
+    entry, names = stages.showing.atlas.photo_entry, []
 
     def noted(*given: Any) -> dict[str, Any]:
         names.append(given[1].stem)
         return entry(*given)
 
-    monkeypatch.setattr(stages.atlas, "photo_entry", noted)
+    monkeypatch.setattr(stages.showing.atlas, "photo_entry", noted)
     with Segments("data/segments.h5") as maps:
         rows = maps.stored(read_index("data/index.csv"))
         page, read = b"", [0]

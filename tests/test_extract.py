@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from cache.features import Features
 from stages import extract
-from stages.ahead import ahead
+from stages.running.ahead import ahead
 from tests.conftest import Project, kill_when, tree_bytes
 
 CACHE = Path("data/features.zarr")

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from cache.store.errors import InputError
-from stages.params import Params, parse
-from stages.params import load as load_params
+from stages.settings.params import Params, parse
+from stages.settings.params import load as load_params
 from tests.conftest import REPOSITORY
 
 

@@ -18,7 +18,8 @@ from cache.index import read_index
 from cache.segments import Segments
 from pipeline.graph.kernel import feature_graph, pixel_edges
 from pipeline.head import training
-from stages import params, train
+from stages import train
+from stages.settings import params
 from tests.conftest import Project, kill_when, metrics_of, tree_bytes
 
 STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "name", "eval", "report")

@@ -30,8 +30,8 @@ from pipeline.drawing.colours import (
 )
 from pipeline.evaluation import MATCHINGS
 from stages import report
-from stages.drawing import encode
 from stages.report import verdict
+from stages.showing.drawing import encode
 from tests.conftest import REPOSITORY, Project, metrics_of
 
 K = 6

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from cache.store.artefact import amount
-from stages.progress import duration
+from stages.running.progress import duration
 
 WORTH_A_WORD = 60.0  # seconds
 ITERATIONS = 20  # of K-means

@@ -17,9 +17,9 @@ from cache.segments import Segments
 from pipeline.drawing.colours import palette
 from pipeline.maps import atlas
 from pipeline.maps.named import rivals
-from stages.pages import render
-from stages.planned import read_planned
-from stages.progress import track
+from stages.running.progress import track
+from stages.showing.pages import render
+from stages.showing.planned import read_planned
 
 PHOTOS = 1000  # on the page, at most
 CELLS = 6_000_000  # of all small maps together

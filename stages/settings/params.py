@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cache.store.errors import InputError
-from stages.sections import (
+from stages.settings.sections import (
     BackboneParams,
     ComputeParams,
     ContextParams,

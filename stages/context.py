@@ -28,7 +28,7 @@ SEED = 0  # of their choice
 
 
 class Job(NamedTuple):
-    """All that a worker needs to fill any shard, small enough to send."""
+    """Everything that a worker needs to fill any shard, small enough to send."""
 
     folder: str
     done: str

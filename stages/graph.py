@@ -63,7 +63,7 @@ FEWER = "lower `graph.k` or raise `graph.group_patches`"
 
 
 class Job(NamedTuple):
-    """All that a worker needs to make any part, small enough to send."""
+    """Everything that a worker needs to make any part, small enough to send."""
 
     work: str
     features: str

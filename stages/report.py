@@ -118,7 +118,7 @@ def draw_set(
     maps: Segments,
     named: Named | None,
 ) -> dict[str, Any]:
-    """What the page shows of one data set, and all of its pictures.
+    """Draw the section of one data set, with all of its pictures.
 
     Args:
         prefix: begins the names of its pictures.
@@ -193,7 +193,7 @@ def run_facts(params: Params, maps: Segments) -> dict[str, Any]:
 def score_tables(
     metrics: dict[str, dict[str, dict[str, Any]]], train: str, evaluated: str
 ) -> dict[str, Any]:
-    """What the tables of scores show, one for each protocol: the best of each column is marked."""
+    """Lay out the tables of scores, one for each protocol: the best of each column is marked."""
     first = next(iter(metrics.values()))
     held = origins(first, train, evaluated)
     matchings = [
@@ -250,7 +250,7 @@ def origins(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> d
 
 
 def verdict(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Whether the eigenfunctions beat the baseline in this run, said plainly."""
+    """Say plainly whether the eigenfunctions beat the baseline in this run."""
     ours, baseline = (metrics[name][MATCHING]["oracle"]["miou"] for name in ("ours", "kmeans"))
     word = "beats" if ours > baseline else "does not beat"
     return (

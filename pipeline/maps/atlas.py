@@ -168,7 +168,7 @@ class Moments(NamedTuple):
         np.add.at(self.second, ids, scores**2)
 
     def spread(self) -> np.ndarray:
-        """Measure how mixed clusters are, float64 ``(k,)``: their variance over that of all patches.
+        """Measure how mixed clusters are, float64 ``(k,)``: variance over that of all patches.
 
         0: all patches have the same scores; 1: they differ as any patches of the data set do.
         """

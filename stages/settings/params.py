@@ -145,7 +145,7 @@ class Params(Section):
         return {self.graph.level, *self.head.levels, self.kmeans.level}
 
     def used_text(self) -> str:
-        """Write what this run has used as YAML: of data sets, backbones and protocols those in use."""
+        """Write what this run has used as YAML: data sets, backbones and protocols in use."""
         tree = self.model_dump(mode="json", exclude={"compute"})
         in_use = {"datasets": self.used, "backbones": [self.backbone]}
         in_use["protocols"] = self.protocols_used

@@ -251,7 +251,7 @@ def test_a_large_page_stays_below_20_megabytes(
         "format": FORMAT,
         "head": "a1",
         "clusters": clusters,
-        "protocols": {"full": {"short_side": None, "crop": None}},
+        "protocols": {"full": {"patch": 8, "short_side": 64}},
         "variants": ["full"],
         "images": list(range(count)),
     }
@@ -366,7 +366,7 @@ def test_names_are_of_ours_alone(named: Project) -> None:
     arguments = ("photos/images", "--out", "out", "--names", "names.json")
     result = named.run("predict", *arguments, "--predictor", "kmeans")
     assert result.exit_code == 1
-    assert "--names are of ours, found --predictor kmeans: omit one" in result.output
+    assert "names clusters of ours, found predictor kmeans: omit one" in result.output
 
 
 def test_few_labelled_images_fit_the_mapping(named: Project) -> None:

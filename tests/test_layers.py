@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,11 @@ def test_imports_go_downwards_only(path: Path) -> None:
             assert allowed, f"{name(path)} must not import {name(other)}"
         if name(path).startswith("cache/store/"):
             assert name(other).startswith("cache/store/") or other.name == "__init__.py"
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    graph = {path: imported(path) - packages(path) - {path} for path in MODULES}
+    list(TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

@@ -35,7 +35,7 @@ from tests.conftest import REPOSITORY, Project
 
 def lines(code: str, **environment: str) -> list[str]:
     """What a program says of its progress, to a file, with a line every 0.2 s."""
-    program = f"import time; from stages import progress; progress.EVERY = 0.2\n{code}"
+    program = f"import time; from stages.running import progress; progress.EVERY = 0.2\n{code}"
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},

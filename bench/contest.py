@@ -41,10 +41,10 @@ from cache.segments import PREDICTORS
 from pipeline.evaluation import MATCHINGS, confusion, scores
 from pipeline.features.tiles import sample_plan
 from pipeline.segmenter import Segmenter
-from stages.params import Params, load
-from stages.progress import track
-from stages.sample import gather
+from stages.running.progress import track
+from stages.running.sample import gather
 from stages.segment import score_cached
+from stages.settings.params import Params, load
 from stages.train import sample_size
 
 MATCHED = ("majority_iou", "hungarian")

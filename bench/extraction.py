@@ -20,7 +20,7 @@ from cache.photos import check_images
 from pipeline.device import choose_device
 from pipeline.features.vit import Backbone, tokens
 from stages import extract
-from stages.params import load
+from stages.settings.params import load
 
 
 class Run(NamedTuple):

@@ -28,8 +28,8 @@ from pipeline.head.head import Head
 from pipeline.maps.atlas import shrink
 from pipeline.segmenter import Segmenter
 from pipeline.selection import most_different, most_typical
-from stages.params import Params, load
-from stages.progress import track
+from stages.running.progress import track
+from stages.settings.params import Params, load
 
 POINTS = 2  # along the side of a patch
 NUMBERS = (1, 2, 5, 10)
@@ -169,7 +169,7 @@ def ids_of(image: Image, head: Head) -> np.ndarray:
 
 
 def choices(areas: np.ndarray, draws: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Which images are labelled: name and positions in the training split, chosen label-free."""
+    """Choose the images to label, without labels: name and positions in the training split."""
     for n in (n for n in NUMBERS if n < len(areas)):
         yield f"{n}, most typical", most_typical(areas, n)
         yield f"{n}, most different", most_different(areas, n)

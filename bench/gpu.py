@@ -1,4 +1,4 @@
-"""All that is to be measured on a GPU, in one command and in less than ten minutes."""
+"""Measurements on a GPU, in one command and in less than ten minutes."""
 
 from __future__ import annotations
 

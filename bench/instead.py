@@ -21,7 +21,7 @@ from cache.features import Features
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.search import choose_probes
 from stages.graph import QUERIES
-from stages.params import load
+from stages.settings.params import load
 
 PATCHES = "the patches alone"
 

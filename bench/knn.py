@@ -26,7 +26,7 @@ from pipeline.graph.search import (
 )
 from pipeline.head.kmeans import ITERATIONS, centres
 from stages.graph import BLOCK_PATCHES, QUERIES
-from stages.params import load
+from stages.settings.params import load
 
 
 @click.command()

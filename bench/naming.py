@@ -1,4 +1,4 @@
-"""How good and how costly names given on the atlas are: a person who sees only examples, simulated.
+"""Quality and cost of names given on the atlas by a simulated person who sees only examples.
 
 The person goes through the clusters in the atlas's order and gives each the class that covers most
 of the examples shown (each example counts alike, by the shares of the classes in its region), with
@@ -24,7 +24,7 @@ from cache.runs import unpack
 from cache.segments import Segments
 from pipeline.evaluation import UNMATCHED, confusion, count, majority_count, scores
 from pipeline.maps.atlas import components, shrink
-from stages.planned import plan_of
+from stages.showing.planned import plan_of
 
 WANTED = (0.5, 0.8, 0.9, 0.95, 0.99)  # of the pixels
 IGNORE = 255
@@ -46,7 +46,7 @@ class Photo(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What an atlas holds, and what is true."""
+    """Content of an atlas, and the truth."""
 
     data: dict[str, Any]
     photos: list[Photo]
@@ -167,7 +167,7 @@ def region_in(own: np.ndarray, box: Sequence[int]) -> np.ndarray:
 
 
 def as_names(shown: Shown, split: str, corrections: int) -> Names:
-    """What the person says by the fair sample, as a file of names.
+    """Collect what the person says by the fair sample, as a file of names.
 
     Args:
         split: whose photos are corrected: evenly spaced ones, in each the largest region that is
@@ -210,13 +210,13 @@ def print_keys(shown: Shown) -> None:
 
 
 def page_data(page: str) -> dict[str, Any]:
-    """What an atlas holds."""
+    """Read the data of an atlas."""
     start = '<script id="data" type="application/json">'
     return json.loads(page.partition(start)[2].partition("</script>")[0])
 
 
 def reached(share: np.ndarray, wanted: float) -> int:
-    """How many of the first shares it takes to reach a sum."""
+    """Count the first shares that it takes to reach a sum."""
     return int(np.searchsorted(np.cumsum(share), wanted * share.sum() - 1e-9)) + 1
 
 

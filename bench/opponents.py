@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pipeline.graph.kernel import feature_graph, normalise
 from pipeline.graph.knn import nearest, top
 from pipeline.head import kmeans
-from stages.progress import track
+from stages.running.progress import track
 
 TOLERANCE = 1e-4  # of the eigenvalues, relative: the graph's weights are float32
 

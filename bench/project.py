@@ -24,12 +24,12 @@ from cache.graphs import Graphs
 from pipeline.device import choose_device
 from pipeline.head.head import Head
 from pipeline.head.training import Batch, optimiser
-from stages.batches import Batches, load_batches, open_source
 from stages.context import make_context
 from stages.extract import extract
 from stages.graph import make_graph
-from stages.params import Params, load
 from stages.prepare import prepare
+from stages.running.batches import Batches, load_batches, open_source
+from stages.settings.params import Params, load
 from stages.train import beta_of, build_head, head_shape, start_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -28,8 +28,8 @@ from pipeline.geometry import resize, tile_pixels
 from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.head.training import Batch, tensor_cores, train_step
-from stages.ahead import ahead
-from stages.batches import READERS
+from stages.running.ahead import ahead
+from stages.running.batches import READERS
 
 CONTEXT = "context"
 TAU = 0.7

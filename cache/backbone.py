@@ -74,7 +74,7 @@ def load_backbone(model: str, weights: str | None) -> nn.Module:
 
 @contextmanager
 def _missing_keys() -> Iterator[list[str]]:
-    """What timm logs of weights that are not in a checkpoint: it leaves them random."""
+    """Collect what timm logs of weights that a checkpoint lacks: it leaves them random."""
     said: list[str] = []
 
     class Listener(logging.Handler):

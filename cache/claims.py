@@ -83,7 +83,7 @@ def _read(folder: Path) -> dict[str, tuple[str, str, str]]:
 def _holders(
     folders: Mapping[str, str], records: Mapping[str, dict[str, tuple[str, str, str]]], name: str
 ) -> list[tuple[str, str]]:
-    """Whose labels of this name are there: hash and place, or nobody's."""
+    """Return whose labels of this name are there: hash and place, or nobody's."""
     found = []
     for folder, labels in folders.items():
         held, digest, place = records[folder].get(_key(name), (name, "", ""))

@@ -1,4 +1,4 @@
-"""Whether the labels of a data set can be meant: what counts of their pixels tell."""
+"""Plausibility of the labels of a data set, from counts of their pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST = 0.5  # share of ignored pixels
 
 
 class Doubts(NamedTuple):
-    """What cannot be meant, and what may not be."""
+    """Faults that cannot be meant, and doubts about what may not be."""
 
     faults: list[str]
     notes: list[str]

@@ -45,7 +45,7 @@ _WAY_OUT = "Replace or remove the file, then run prepare."
 
 
 class Facts(NamedTuple):
-    """What a check finds in an image file.
+    """Findings of a check of an image file.
 
     Attributes:
         height, width: px, upright.
@@ -175,7 +175,7 @@ def check_pixels(image: Image.Image) -> None:
 
 
 def shows(path: str | Path, height: int, width: int) -> bool:
-    """Whether any loader finds so large an image in a file: no orientation tag turns it."""
+    """Tell whether any loader finds so large an image in a file: no orientation tag turns it."""
     with Image.open(path) as image:
         plain = image.format not in ("HEIF", "AVIF") and _orientation(image) not in _TURNS
         return plain and image.size == (width, height)
@@ -208,7 +208,7 @@ def _decode(path: str | Path) -> _Decoded:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether a file that is not decoded yet has more than 8 bits a channel."""
+    """Tell whether a file that is not decoded yet has more than 8 bits a channel."""
     return image.mode.startswith("I") or image.mode == "F" or ";16" in _raw_mode(image)
 
 

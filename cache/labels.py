@@ -119,7 +119,7 @@ def check_label(
 
 
 def _meant(values: Sequence[int], n_classes: int) -> str:
-    """What values may mean that are not the indices of classes."""
+    """Explain values that are not the indices of classes."""
     apart = [value for value in values if value != IGNORE]
     if len(values) > n_classes + 1:
         return (

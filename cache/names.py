@@ -70,7 +70,7 @@ class Correction(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What a file of names holds.
+    """Content of a file of names.
 
     Attributes:
         head: fingerprint of the head whose clusters are named.

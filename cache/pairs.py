@@ -1,4 +1,4 @@
-"""Which label belongs to which image, by their names alone: no label is opened here."""
+"""Pairs of images and labels, by their names alone: no label is opened here."""
 
 from __future__ import annotations
 

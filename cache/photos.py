@@ -171,7 +171,7 @@ def _split_files(root: Path, split: str, folder: Path, layout: Layout) -> tuple[
 
 
 def _first(names: Mapping[Path, str], count: int) -> dict[Path, str]:
-    """So many of the files, those whose names' hashes come first; in their order."""
+    """Take ``count`` files, those whose names' hashes come first, in their order."""
 
     def digest(path: Path) -> bytes:
         return hashlib.sha256(names[path].encode()).digest()
@@ -278,7 +278,7 @@ def check_images(
 
 
 def _range_text(peaks: Mapping[str, float], white: float) -> str:
-    """What to know of the one range in which files of more than 8 bits are read."""
+    """Explain the one range in which files of more than 8 bits are read."""
     text = (
         f"{len(peaks)} files of more than 8 bits are read with white = {white:g} (the greatest "
         f"value in them is {max(peaks.values()):g}); `datasets.<name>.white` sets another"

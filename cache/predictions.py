@@ -29,13 +29,13 @@ _JPEG_SIDE = 65500  # px; JPEG holds no longer side
 
 
 def outputs(out: str | Path) -> list[Path]:
-    """All that this module writes below ``out``, beside the manifest."""
+    """List all that this module writes below ``out``, beside the manifest."""
     names = ("labels", "overlays", "classes.txt", "legend.png", "areas.csv", *exports.FILES, RECORD)
     return [Path(out) / name for name in names]
 
 
 def samples(out: str | Path) -> list[Path]:
-    """All that this module writes of a data set below ``out``, beside the manifest."""
+    """List all that this module writes of a data set below ``out``, beside the manifest."""
     return [Path(out) / name for name in ("images", "labels", "classes.txt", RECORD)]
 
 

@@ -36,7 +36,7 @@ Counts = dict[str, dict[str, dict[str, np.ndarray]]]
 
 
 class ClassMapping(NamedTuple):
-    """Which class each cluster is called.
+    """Classes of clusters.
 
     Attributes:
         head: fingerprint of the head whose clusters these are.
@@ -64,7 +64,7 @@ class ClassScore(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What eval has found on one data set.
+    """Evaluation of one data set.
 
     Attributes:
         metrics: ``{variant: {predictor: {"k", "clusters_used", matching: {"oracle"|"train":
@@ -91,7 +91,7 @@ def made_from(
     evaluated: Sequence[tuple[str, str]],
     choices: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What an evaluation is of: fingerprints of label maps, images and labels, and the splits.
+    """Collect what an evaluation is of: fingerprints of label maps, images and labels, the splits.
 
     Args:
         segments: manifest of the label maps.

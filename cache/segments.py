@@ -27,7 +27,7 @@ CRF = "+crf"  # ends the names of variants that passed one
 
 
 class ImageMaps(NamedTuple):
-    """What is stored of one image: ids ``(height, width)`` by variant and predictor; at the grid
+    """Maps of one image: ids ``(height, width)`` by variant and predictor; at the grid
     logits ``(m, h, w)``, ids ``(h, w)`` that came second in `ours`, and how far they are behind."""
 
     image: int
@@ -129,7 +129,7 @@ class Segments(parts.Assembled):
         return self._read("eigenfunctions", image)
 
     def runner_up(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """What came second in `ours` at the patch grid, and by how much; errors as `read`.
+        """Read what came second in `ours` at the patch grid, and by how much; errors as `read`.
 
         Returns:
             Ids uint16 ``(grid_h, grid_w)``, and float16 differences of the scores.

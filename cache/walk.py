@@ -115,7 +115,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _is(test: Callable[[], bool]) -> bool:
-    """Whether an entry of a folder is of a kind; a link to itself is of none."""
+    """Tell whether an entry of a folder is of a kind; a link to itself is of none."""
     try:
         return test()
     except OSError:
@@ -123,7 +123,7 @@ def _is(test: Callable[[], bool]) -> bool:
 
 
 def _is_mislabelled(path: str) -> bool:
-    """Whether a file of an optional format lacks its signature: it is no photo that got damaged."""
+    """Tell whether a file of an optional format lacks its signature: it is no damaged photo."""
     if not path.lower().endswith((".avif", *HEIC_SUFFIXES)):
         return False
     try:
@@ -134,7 +134,7 @@ def _is_mislabelled(path: str) -> bool:
 
 
 def unprintable(name: str) -> bool:
-    """Whether a name breaks lines, or is of bytes that are no UTF-8 (Python's surrogates)."""
+    """Tell whether a name breaks lines, or has bytes that are no UTF-8 (Python's surrogates)."""
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
 
 

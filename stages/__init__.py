@@ -77,7 +77,7 @@ def _stopped_in_words() -> Iterator[None]:
 
 
 def _for_lack_of_memory(error: Exception) -> bool:
-    """Whether Python, or torch (whose error is a RuntimeError), could not get memory."""
+    """Tell whether Python, or torch (whose error is a RuntimeError), could not get memory."""
     return isinstance(error, MemoryError) or (
         "memory" in str(error) and isinstance(error, RuntimeError)
     )

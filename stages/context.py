@@ -17,10 +17,10 @@ from pipeline.device import choose_device
 from pipeline.features import context
 from pipeline.features.tiles import sample_plan
 from stages import NO_GPU, Stage, way_out
-from stages.jobs import run
-from stages.params import Params, load
-from stages.sample import gather
-from stages.sections import ContextParams
+from stages.running.jobs import run
+from stages.running.sample import gather
+from stages.settings.params import Params, load
+from stages.settings.sections import ContextParams
 
 NAME = "context"  # of the level, and of the array that holds it
 SAMPLE = 100_000  # training patches that the whitening is fitted to
@@ -28,7 +28,7 @@ SEED = 0  # of their choice
 
 
 class Job(NamedTuple):
-    """All that a worker needs to fill any shard, small enough to send."""
+    """Everything that a worker needs to fill any shard, small enough to send."""
 
     folder: str
     done: str

@@ -17,11 +17,11 @@ from cache.store.errors import InputError
 from pipeline.evaluation import MATCHINGS, confusion, count, scores
 from pipeline.mappings import choose_images, fit_all, origins_of, summary
 from stages import Stage
-from stages.params import Params, load
-from stages.planned import plan_of
-from stages.progress import track
-from stages.score_table import print_scores
-from stages.sections import EvalParams
+from stages.running.progress import track
+from stages.settings.params import Params, load
+from stages.settings.sections import EvalParams
+from stages.showing.planned import plan_of
+from stages.showing.score_table import print_scores
 
 PREDICTOR = "ours"  # whose clusters choose the images to label
 

@@ -35,10 +35,10 @@ from pipeline.features.vit import (
 )
 from pipeline.geometry import Geometry, resize, tile_pixels
 from stages import NO_GPU, Stage, way_out
-from stages.ahead import ahead
-from stages.jobs import run
-from stages.params import Params, load
-from stages.plans import geometry_of, tile_table, whole_photos
+from stages.running.ahead import ahead
+from stages.running.jobs import run
+from stages.running.plans import geometry_of, tile_table, whole_photos
+from stages.settings.params import Params, load
 
 SHARD_PATCHES = 32768  # in one shard of the cache, the unit of work and of resuming
 TILE_PATCHES = 8192  # a larger image is cut into windows

@@ -49,11 +49,11 @@ from pipeline.graph.search import (
     to_gpu,
 )
 from stages import Stage, way_out
-from stages.jobs import run_parts
-from stages.params import Params, load
-from stages.progress import track
-from stages.sample import gather
-from stages.sections import ComputeParams, GraphParams, PixelGraphParams
+from stages.running.jobs import run_parts
+from stages.running.progress import track
+from stages.running.sample import gather
+from stages.settings.params import Params, load
+from stages.settings.sections import ComputeParams, GraphParams, PixelGraphParams
 
 PIXEL_TILES = 64  # tiles whose pixel graphs make one part
 BLOCK_PATCHES = 32768  # patches whose neighbours make one part, about
@@ -63,7 +63,7 @@ FEWER = "lower `graph.k` or raise `graph.group_patches`"
 
 
 class Job(NamedTuple):
-    """All that a worker needs to make any part, small enough to send."""
+    """Everything that a worker needs to make any part, small enough to send."""
 
     work: str
     features: str

@@ -28,10 +28,10 @@ from pipeline.drawing.naming import Naming, class_naming
 from pipeline.maps.atlas import shrink
 from pipeline.maps.named import carry
 from stages import Stage
-from stages.label_maps import open_exports, write_label_map, write_legend
-from stages.params import Params, load
-from stages.planned import read_planned
-from stages.progress import track
+from stages.running.progress import track
+from stages.settings.params import Params, load
+from stages.showing.label_maps import open_exports, write_label_map, write_legend
+from stages.showing.planned import read_planned
 
 COARSE = 48  # cells along the longer side of a photo's small map of names
 UNSURE = 0.6  # of a cluster's pixels: below, a name that was carried over wants a look

@@ -24,7 +24,8 @@ from eigenseg.segmenter import Result, Segmenter
 from pipeline.drawing.naming import Naming
 from pipeline.maps.crf import CRFS
 from stages import Stage, way_out
-from stages.label_maps import (
+from stages.running.progress import track
+from stages.showing.label_maps import (
     check_export,
     covers_nearly_all,
     naming_fingerprint,
@@ -33,7 +34,6 @@ from stages.label_maps import (
     write_label_map,
     write_legend,
 )
-from stages.progress import track
 
 # By name, for evaluation is out of reach here: it is next to the ground truth.
 # The first is the default: the likeliest class of a pixel. Papers print scores by majority_iou,
@@ -43,7 +43,7 @@ SPLIT = "train"  # of a data set that is exported
 
 
 class Choices(NamedTuple):
-    """How label maps are made from scores: whose clusters, named how, refined how."""
+    """Choices from scores to label maps: whose clusters, their names, their refinement."""
 
     predictor: str = "ours"
     matching: str = MATCHINGS[0]
@@ -105,13 +105,13 @@ class Targets(NamedTuple):
 
     @property
     def owned(self) -> dict[str, list[Path]]:
-        """What is written below each folder."""
+        """List what is written below each folder."""
         folders = {self.out: predictions.outputs(self.out)}
         return folders | ({self.export: predictions.samples(self.export)} if self.export else {})
 
     @property
     def labels(self) -> dict[str, str]:
-        """Where the labels lie below each folder."""
+        """Return the place of the labels below each folder."""
         return {self.out: "labels"} | ({self.export: f"labels/{SPLIT}"} if self.export else {})
 
 

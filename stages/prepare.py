@@ -14,8 +14,8 @@ from cache.index import ImageRow, write_index
 from cache.layouts import find_layout
 from cache.photos import check_images, lie_of
 from stages import Stage
-from stages.params import Params, load
-from stages.progress import track
+from stages.running.progress import track
+from stages.settings.params import Params, load
 
 
 def prepare(params: Params, out: str, labels: str) -> None:

@@ -17,9 +17,11 @@ from cache.names import PREDICTOR
 from cache.segments import Segments
 from pipeline.evaluation import confusion, scores
 from stages import Stage
-from stages.atlas import make_atlas
-from stages.drawing import Picture, confusion_chart, curve_chart, iou_chart
-from stages.gallery import (
+from stages.running.progress import track
+from stages.settings.params import Params, load
+from stages.showing.atlas import make_atlas
+from stages.showing.drawing import Picture, confusion_chart, curve_chart, iou_chart
+from stages.showing.gallery import (
     MATCHING,
     Colours,
     Named,
@@ -29,13 +31,11 @@ from stages.gallery import (
     named_areas,
     spaced,
 )
-from stages.letters import tell_unshown
-from stages.pages import render, write_pages
-from stages.params import Params, load
-from stages.planned import plan_of
-from stages.progress import track
-from stages.score_table import oracle_alone, print_scores
-from stages.sweep import draw_sweep
+from stages.showing.letters import tell_unshown
+from stages.showing.pages import render, write_pages
+from stages.showing.planned import plan_of
+from stages.showing.score_table import oracle_alone, print_scores
+from stages.showing.sweep import draw_sweep
 
 SUGGESTING = "majority_count"  # that names to begin with follow: the likeliest class
 IMAGES = 8  # in the gallery
@@ -118,7 +118,7 @@ def draw_set(
     maps: Segments,
     named: Named | None,
 ) -> dict[str, Any]:
-    """What the page shows of one data set, and all of its pictures.
+    """Draw the section of one data set, with all of its pictures.
 
     Args:
         prefix: begins the names of its pictures.
@@ -193,7 +193,7 @@ def run_facts(params: Params, maps: Segments) -> dict[str, Any]:
 def score_tables(
     metrics: dict[str, dict[str, dict[str, Any]]], train: str, evaluated: str
 ) -> dict[str, Any]:
-    """What the tables of scores show, one for each protocol: the best of each column is marked."""
+    """Lay out the tables of scores, one for each protocol: the best of each column is marked."""
     first = next(iter(metrics.values()))
     held = origins(first, train, evaluated)
     matchings = [
@@ -250,7 +250,7 @@ def origins(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> d
 
 
 def verdict(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Whether the eigenfunctions beat the baseline in this run, said plainly."""
+    """Say plainly whether the eigenfunctions beat the baseline in this run."""
     ours, baseline = (metrics[name][MATCHING]["oracle"]["miou"] for name in ("ours", "kmeans"))
     word = "beats" if ours > baseline else "does not beat"
     return (

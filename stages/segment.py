@@ -22,9 +22,9 @@ from pipeline.maps.crf import CRFS, check_crf
 from pipeline.maps.upsampling import at_grid
 from pipeline.segmenter import Scores, Segmenter, runner_up
 from stages import NO_GPU, Stage, way_out
-from stages.jobs import run_parts
-from stages.params import Params, load
-from stages.sections import SegmentParams
+from stages.running.jobs import run_parts
+from stages.settings.params import Params, load
+from stages.settings.sections import SegmentParams
 
 PART_IMAGES = 8  # images of one part: what a kill loses at most
 

@@ -30,12 +30,12 @@ from pipeline.head.objective import default_beta
 from pipeline.head.start import DiscriminantStart, KMeansStart, Start
 from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
 from stages import NO_GPU, Stage, way_out
-from stages.batches import Batches, load_batches, open_source
-from stages.estimates import kmeans_words
-from stages.params import Params, load
-from stages.progress import alive, bar
-from stages.sample import gather
-from stages.sections import HeadParams, KMeansParams, TrainParams
+from stages.running.batches import Batches, load_batches, open_source
+from stages.running.estimates import kmeans_words
+from stages.running.progress import alive, bar
+from stages.running.sample import gather
+from stages.settings.params import Params, load
+from stages.settings.sections import HeadParams, KMeansParams, TrainParams
 
 KMEANS_SAMPLE = 600  # training patches for each centre
 LEAST_SAMPLE = 100_000  # and for all of them: few centres of few patches depend on the draw

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import stages.atlas
+import stages.showing.atlas
 from cache import heads, runs
 from cache.index import read_index
 from cache.names import read_names
@@ -22,7 +22,7 @@ from cache.store import parts
 from cache.store.errors import InputError
 from pipeline.maps import atlas
 from pipeline.selection import most_different, most_typical
-from stages.atlas import make_atlas
+from stages.showing.atlas import make_atlas
 from tests.conftest import Project, make_dataset, metrics_of, run_stages
 
 STAGES = ("prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
@@ -206,13 +206,13 @@ def test_a_photo_is_read_when_its_piece_of_the_page_is(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished)
-    entry, names = stages.atlas.photo_entry, []
+    entry, names = stages.showing.atlas.photo_entry, []
 
     def noted(*given: Any) -> dict[str, Any]:
         names.append(given[1].stem)
         return entry(*given)
 
-    monkeypatch.setattr(stages.atlas, "photo_entry", noted)
+    monkeypatch.setattr(stages.showing.atlas, "photo_entry", noted)
     with Segments("data/segments.h5") as maps:
         rows = maps.stored(read_index("data/index.csv"))
         page, read = b"", [0]
@@ -251,7 +251,7 @@ def test_a_large_page_stays_below_20_megabytes(
         "format": FORMAT,
         "head": "a1",
         "clusters": clusters,
-        "protocols": {"full": {"short_side": None, "crop": None}},
+        "protocols": {"full": {"patch": 8, "short_side": 64}},
         "variants": ["full"],
         "images": list(range(count)),
     }
@@ -366,7 +366,7 @@ def test_names_are_of_ours_alone(named: Project) -> None:
     arguments = ("photos/images", "--out", "out", "--names", "names.json")
     result = named.run("predict", *arguments, "--predictor", "kmeans")
     assert result.exit_code == 1
-    assert "--names are of ours, found --predictor kmeans: omit one" in result.output
+    assert "names clusters of ours, found predictor kmeans: omit one" in result.output
 
 
 def test_few_labelled_images_fit_the_mapping(named: Project) -> None:

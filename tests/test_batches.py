@@ -13,7 +13,8 @@ from cache.features import Features
 from cache.graphs import Graphs
 from pipeline.head.objective import SCALE, neural_eigenfunction_loss, normalise_columns
 from pipeline.head.start import Start
-from stages import batches, params
+from stages.running import batches
+from stages.settings import params
 from stages.train import build_head, head_shape
 from tests.conftest import Project, kill_when, tree_bytes
 

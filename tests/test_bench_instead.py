@@ -13,7 +13,7 @@ from bench import instead
 from bench.growth import Cost
 from bench.rivals import dsm
 from cache.features import Features
-from stages.params import load
+from stages.settings.params import load
 from tests.conftest import Project, tables
 
 DRAWN = ("--drawn", "60,8", "--side", "5", "--k", "3", "--vectors", "4")

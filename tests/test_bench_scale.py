@@ -17,7 +17,7 @@ import yaml
 from bench import cluster, growth, segmentation
 from bench.project import make_project
 from stages import extract
-from stages.params import load
+from stages.settings.params import load
 from tests.conftest import tables
 
 

@@ -16,7 +16,8 @@ from cache.graphs import Graphs
 from cache.index import read_index
 from pipeline.features.views import distort, view_generator
 from pipeline.features.vit import downsample
-from stages import batches, params
+from stages.running import batches
+from stages.settings import params
 from tests.conftest import Project, kill_when, tree_bytes
 
 VIEWS = {"views": 3, "scale": [0.5, 1.5], "crop": 64, "flip": True, "colour": 1.0, "seed": 0}

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import stages
-from stages.params import is_parameter
+from stages.settings.params import is_parameter
 from tests.conftest import REPOSITORY
 
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

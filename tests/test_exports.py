@@ -15,7 +15,7 @@ from scipy import ndimage
 from cache.exports import SMALLEST, Coco, LabelStudio, brush_runs
 from cache.store.errors import InputError
 from pipeline.drawing.colours import class_colours
-from stages.label_maps import covers_nearly_all, warn_of_merging
+from stages.showing.label_maps import covers_nearly_all, warn_of_merging
 from tests.conftest import Project
 from tests.test_atlas import finished, named  # noqa: F401
 

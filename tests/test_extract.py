@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from cache.features import Features
 from stages import extract
-from stages.ahead import ahead
+from stages.running.ahead import ahead
 from tests.conftest import Project, kill_when, tree_bytes
 
 CACHE = Path("data/features.zarr")
@@ -330,7 +330,7 @@ def test_the_disk_is_told_before_and_is_not_filled(
     project.ok("prepare")
     with monkeypatch.context() as patch:
         patch.setattr(extract, "free_bytes", lambda _: 1000)
-        project.fails("extract", "0.00 GB free", "make room", "extract.dtype to int8")
+        project.fails("extract", "1 kB are free", "Make room", "extract.dtype to int8")
     assert not CACHE.exists()
     told = []
     with monkeypatch.context() as patch:

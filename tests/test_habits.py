@@ -25,8 +25,9 @@ from cache.store.artefact import amount
 from cache.store.errors import InputError
 from pipeline.drawing import lettering
 from pipeline.drawing.legend import legend
-from stages import estimates, extract, progress
-from stages.params import load
+from stages import extract
+from stages.running import estimates, progress
+from stages.settings.params import load
 from tests.conftest import REPOSITORY, Project
 
 # Progress
@@ -34,7 +35,7 @@ from tests.conftest import REPOSITORY, Project
 
 def lines(code: str, **environment: str) -> list[str]:
     """What a program says of its progress, to a file, with a line every 0.2 s."""
-    program = f"import time; from stages import progress; progress.EVERY = 0.2\n{code}"
+    program = f"import time; from stages.running import progress; progress.EVERY = 0.2\n{code}"
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
@@ -93,7 +94,7 @@ def test_ctrl_c_ends_a_stage_in_a_line_and_the_next_run_completes_it(
     order = ["prepare", "extract", "context", "graph", "train", "segment"]
     project.ok(*order[: order.index(stage)])
     program = (
-        "import os, signal, threading, stages.progress as p; from stages import main\n"
+        "import os, signal, threading, stages.running.progress as p; from stages import main\n"
         "def stop(): os.kill(os.getpid(), signal.SIGINT)\n"
         "advance = p._Bar.advance\n"
         "def stopping(*a, **k):\n    stop(); return advance(*a, **k)\n"

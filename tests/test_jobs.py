@@ -19,9 +19,9 @@ from threadpoolctl import threadpool_info
 
 from bench.cluster import cluster, killed, scheduler, until, wait_for_workers, worker
 from cache.store.errors import InputError
-from stages import jobs
-from stages.jobs import run
-from stages.params import ComputeParams
+from stages.running import jobs
+from stages.running.jobs import run
+from stages.settings.params import ComputeParams
 from tests.conftest import REPOSITORY, Project, tree_bytes
 
 ARTEFACTS = {

@@ -165,8 +165,8 @@ def test_colours_are_those_of_the_report(trained: Project) -> None:
     legend = np.asarray(Image.open("found/legend.png"))
     assert [tuple(legend[24 * row + 12, 12]) for row in range(5)] == [*map(tuple, colours)]
     assert sorted(path.name for path in Path("found").rglob("*") if path.is_file()) == [
-        "000.jpg", "000.png", "areas.csv", "classes.txt", "legend.png", "predict.json", "tall.jpg",
-        "tall.png",
+        "000.jpg", "000.png", "areas.csv", "classes.txt", "legend.png", "photos.csv",
+        "predict.json", "tall.jpg", "tall.png",
     ]  # fmt: skip
 
 
@@ -313,10 +313,10 @@ def test_a_full_disk_stops_predict_and_a_refused_write_does_not(
 ) -> None:
     write, code = predict.write_label_map, errno.EACCES
 
-    def fail(out: str, name: str, *rest: Any, **more: Any) -> None:
+    def fail(out: str, name: str, *rest: Any) -> np.ndarray:
         if name == "000":
             raise OSError(code, os.strerror(code), name)
-        write(out, name, *rest, **more)
+        return write(out, name, *rest)
 
     monkeypatch.setattr(predict, "write_label_map", fail)
     text = predict_fails(trained, "photos/images/val", "--out", "found")

@@ -10,7 +10,7 @@ import timm
 import yaml
 
 from pipeline.head.objective import default_beta
-from stages.params import Params, load
+from stages.settings.params import Params, load
 from tests.conftest import REPOSITORY, Project
 
 PRESETS = sorted((REPOSITORY / "presets").glob("*.yaml"))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cache.features import Features
 from cache.segments import PREDICTORS, Segments
-from stages.params import load
+from stages.settings.params import load
 from tests.conftest import Project
 
 PROTOCOLS = {

@@ -30,8 +30,8 @@ from pipeline.drawing.colours import (
 )
 from pipeline.evaluation import MATCHINGS
 from stages import report
-from stages.drawing import encode
 from stages.report import verdict
+from stages.showing.drawing import encode
 from tests.conftest import REPOSITORY, Project, metrics_of
 
 K = 6
@@ -77,7 +77,7 @@ def write_made_up(project: Project) -> None:
         "seed": 0,
         "curve": results.write_curve("results/curve.csv", curve),
         "clusters": clusters,
-        "protocols": {"full": {"short_side": None, "crop": None}},
+        "protocols": {"full": {"patch": 8, "short_side": 64}},
         "variants": ["full"],
         "images": {row.id: row.sha256 for row in rows},
     }

@@ -17,8 +17,8 @@ from pipeline.graph.kernel import feature_graph, inside
 from pipeline.graph.knn import recall
 from pipeline.graph.search import ExactTop, cell_count, choose_probes, empty_index, search
 from stages import graph as stage
-from stages.batches import open_source
-from stages.params import load
+from stages.running.batches import open_source
+from stages.settings.params import load
 from tests.conftest import Project, kill_when, tree_bytes
 
 K = 5

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import stages
 from cache.segments import PREDICTORS
 from cache.store.errors import InputError
-from stages.sweep import points, read_experiments, varied
+from stages.showing.sweep import points, read_experiments, varied
 
 
 def row(typ: str, alpha: str, seed: str, miou: float | None, **others: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from cache.features import Features
 from cache.index import read_index
 from cache.labels import read_labels
-from stages.params import load
+from stages.settings.params import load
 from tests.conftest import Project, make_dataset
 
 STAGES = ("extract", "context", "graph", "train", "segment", "name", "eval", "report")

@@ -14,7 +14,7 @@ from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import block_diagonal, feature_graph, kernel, pixel_edges, to_torch
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.head import kmeans
-from stages.progress import track
+from stages.running.progress import track
 
 HIDDEN = 256  # units of the network
 RATE = 1e-3  # of Adam, by a cosine to 0

@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.rivals.dsm import Picture
 from bench.rivals.maskclip import Clip, cosines, embedding
 from pipeline.features.whitening import unit_rows
-from stages.progress import track
+from stages.running.progress import track
 
 TEMPERATURE = 10.0  # that CLIP's cosines are multiplied by
 

@@ -28,7 +28,7 @@ from cache.store.artefact import publish
 from pipeline.features.vit import normalise_pixels
 from pipeline.features.whitening import unit_rows
 from pipeline.geometry import resize
-from stages.progress import bar, track
+from stages.running.progress import bar, track
 
 PATCH, WIDTH, DEPTH, HEADS = 8, 192, 6, 3
 GRID = (30, 40)  # patches of an image of 240 x 320 px, for which position embeddings are learned

@@ -14,7 +14,7 @@ from PIL import Image
 
 from demo.draw import CLASSES, numbered_scene
 from pipeline.drawing.colours import palette
-from stages.progress import track
+from stages.running.progress import track
 
 SPLITS = ("train", "val")
 

@@ -30,7 +30,7 @@ def chunk_tokens(sizes: Sequence[int]) -> int:
 
 
 class Layout(NamedTuple):
-    """Where tiles lie in the cache: ``starts[i]`` is the first slot of tile i."""
+    """Places of tiles in the cache: ``starts[i]`` is the first slot of tile i."""
 
     starts: list[int]
     chunk: int

@@ -1,4 +1,4 @@
-"""What one looks at to name clusters: small maps, regions, parts, likeness, order."""
+"""Views of clusters for naming them: small maps, regions, parts, likeness, order."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Moments(NamedTuple):
         np.add.at(self.second, ids, scores**2)
 
     def spread(self) -> np.ndarray:
-        """How mixed clusters are, float64 ``(k,)``: their variance over that of all patches.
+        """Measure how mixed clusters are, float64 ``(k,)``: variance over that of all patches.
 
         0: all patches have the same scores; 1: they differ as any patches of the data set do.
         """
@@ -200,7 +200,7 @@ def layout(like: np.ndarray) -> np.ndarray:
 
 
 def likeness(pairs: np.ndarray) -> np.ndarray:
-    """How often two clusters compete for a patch: symmetric float64 ``(k, k)`` in 0..1.
+    """Measure how often two clusters compete for a patch: symmetric float64 ``(k, k)`` in 0..1.
 
     Of the patches of one, the share where the other comes second, averaged over both directions;
     0 on the diagonal.
@@ -214,7 +214,7 @@ def likeness(pairs: np.ndarray) -> np.ndarray:
 
 
 def together(areas: np.ndarray) -> np.ndarray:
-    """How far two clusters share their photos: float64 ``(k, k)`` in 0..1, 0 on the diagonal.
+    """Measure how far two clusters share photos: float64 ``(k, k)`` in 0..1, 0 on the diagonal.
 
     Photos with both over photos with either (Jaccard).
 
@@ -256,7 +256,7 @@ def naming_order(share: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def photos_to_show(areas: np.ndarray, limit: int) -> np.ndarray:
-    """Which photos to show: rising int64 positions, at most ``limit``.
+    """Choose the photos to show: rising int64 positions, at most ``limit``.
 
     All where there is room; otherwise for each cluster the photo that it covers most, then photos
     evenly spaced.

@@ -1,4 +1,4 @@
-"""What is said of names that pictures cannot show."""
+"""A word about names that pictures cannot show."""
 
 from __future__ import annotations
 

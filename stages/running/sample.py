@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from stages.progress import track
+from stages.running.progress import track
 
 
 def gather(

@@ -14,7 +14,7 @@ from cache.store.errors import InputError
 from pipeline.drawing.colours import OPACITY, overlay
 from pipeline.drawing.legend import legend
 from pipeline.drawing.naming import Naming
-from stages.letters import tell_unshown
+from stages.showing.letters import tell_unshown
 
 NO_CLASS = "no class"
 NEARLY_ALL = 0.95  # of a photo: what one merged segment should not cover

@@ -12,9 +12,9 @@ import click
 from cache.results import read_rows
 from cache.segments import PREDICTORS
 from cache.store.errors import InputError
-from stages.drawing import Picture, sweep_chart
-from stages.pages import render, write_pages
-from stages.params import is_parameter
+from stages.settings.params import is_parameter
+from stages.showing.drawing import Picture, sweep_chart
+from stages.showing.pages import render, write_pages
 
 MATCHINGS = ("majority_iou", "hungarian")
 EXPERIMENTS = ("branch_base", "branch_commit")  # rows of finished experiments, in DVC's words

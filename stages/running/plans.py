@@ -11,8 +11,8 @@ from cache.index import ImageRow
 from pipeline.features.views import view_generator
 from pipeline.geometry import Geometry, Plan, plan, plan_view
 from stages import way_out
-from stages.params import Params
-from stages.sections import ProtocolParams, TilesParams
+from stages.settings.params import Params
+from stages.settings.sections import ProtocolParams, TilesParams
 
 
 def whole_photos(train: TilesParams, patch: int, most: int) -> Geometry:

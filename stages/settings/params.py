@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cache.store.errors import InputError
-from stages.sections import (
+from stages.settings.sections import (
     BackboneParams,
     ComputeParams,
     ContextParams,
@@ -96,12 +96,12 @@ class Params(Section):
         head, start = self.head, self.train.start
         if start == "kmeans" and head.width is not None:
             raise ValueError(
-                f"train.start kmeans needs a head without a projection, found head.width "
-                f"{head.width}: set it to null, or train.start to discriminant or random"
+                f"train.start: kmeans needs a head without a projection, found width {head.width}: "
+                "set head.width to null, or train.start to discriminant or random"
             )
         if start != "random" and (head.level_norm or head.orthogonal):
             raise ValueError(
-                f"train.start {start} needs a head without level norms and with a free last "
+                f"train.start: {start} needs a head without level norms and with a free last "
                 "layer: set head.level_norm and head.orthogonal to false, or train.start to random"
             )
         return self
@@ -145,7 +145,7 @@ class Params(Section):
         return {self.graph.level, *self.head.levels, self.kmeans.level}
 
     def used_text(self) -> str:
-        """What this run has used, as YAML: of data sets, backbones and protocols those in use."""
+        """Write what this run has used as YAML: data sets, backbones and protocols in use."""
         tree = self.model_dump(mode="json", exclude={"compute"})
         in_use = {"datasets": self.used, "backbones": [self.backbone]}
         in_use["protocols"] = self.protocols_used

@@ -1,4 +1,4 @@
-"""How long K-means and the objective take, told before hours pass."""
+"""Estimates of how long K-means and the objective take, told before hours pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from cache.store.artefact import amount
-from stages.progress import duration
+from stages.running.progress import duration
 
 WORTH_A_WORD = 60.0  # seconds
 ITERATIONS = 20  # of K-means
@@ -15,7 +15,7 @@ _PROBE = 1024  # rows, channels and columns of the product that tells how fast t
 
 
 def kmeans_words(points: int, clusters: int, channels: int, runs: int) -> str:
-    """What to say of a fit to so many points; "" where it takes no minute.
+    """Say how long a fit to so many points takes; "" where it is less than a minute.
 
     Args:
         runs: how many K-means of this size there are.

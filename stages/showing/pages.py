@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cache.store.artefact import replace_folder
-from stages.drawing import Picture
+from stages.showing.drawing import Picture
 
 
 def write_pages(
@@ -30,11 +30,11 @@ def render(template: str, **shown: Any) -> Iterator[bytes]:
     Whatever it shows is escaped. A page of thousands of photos is never in memory as a whole.
 
     Args:
-        template: name of a file in stages/templates.
+        template: name of a file in stages/showing/templates.
         shown: what the template names.
     """
     environment = Environment(
-        loader=PackageLoader("stages"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("stages.showing"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["average"] = statistics.fmean
     return (piece.encode() for piece in environment.get_template(template).generate(**shown))

@@ -26,8 +26,8 @@ from threadpoolctl import threadpool_limits
 from cache.store import parts
 from cache.store.artefact import file_hash, fingerprint
 from cache.store.errors import InputError
-from stages.params import ComputeParams
-from stages.progress import track
+from stages.running.progress import track
+from stages.settings.params import ComputeParams
 
 PATIENCE = 30  # seconds without any worker before the user is told
 

@@ -17,8 +17,8 @@ from cache.store.artefact import read_json
 from cache.store.errors import InputError
 from pipeline.drawing.colours import blend, class_colours, colour, eigenfunction_image, palette
 from pipeline.drawing.naming import Naming, class_naming
-from stages.drawing import Picture, encode
-from stages.planned import read_planned
+from stages.showing.drawing import Picture, encode
+from stages.showing.planned import read_planned
 
 MATCHING = "majority_iou"  # that colours and charts follow
 WIDTH = 320  # px of the gallery's pictures

@@ -17,9 +17,9 @@ from cache.segments import Segments
 from pipeline.drawing.colours import palette
 from pipeline.maps import atlas
 from pipeline.maps.named import rivals
-from stages.pages import render
-from stages.planned import read_planned
-from stages.progress import track
+from stages.running.progress import track
+from stages.showing.pages import render
+from stages.showing.planned import read_planned
 
 PHOTOS = 1000  # on the page, at most
 CELLS = 6_000_000  # of all small maps together
@@ -36,7 +36,7 @@ NEIGHBOURS = 4  # of a cluster, each way
 
 
 class Whole(NamedTuple):
-    """What all label maps say together: who competes with whom, and how mixed clusters are."""
+    """Summary of all label maps: who competes with whom, and how mixed clusters are."""
 
     like: np.ndarray  # (k, k)
     parts: np.ndarray | None  # (k, k), of a cluster by its rival; None: no cluster is split
@@ -44,7 +44,7 @@ class Whole(NamedTuple):
 
 
 class Small(NamedTuple):
-    """What is kept of the label map of one photo: ids of parts in runs, cells, regions."""
+    """Summary of the label map of one photo: ids of parts in runs, cells, regions."""
 
     packed: bytes
     areas: np.ndarray  # (k,)

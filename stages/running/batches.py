@@ -26,7 +26,7 @@ from pipeline.graph.kernel import (
 from pipeline.graph.knn import nearest, neighbour_count
 from pipeline.graph.partition import cut
 from pipeline.head.training import Batch
-from stages.ahead import ahead
+from stages.running.ahead import ahead
 
 READERS = 8  # threads that load batches for a GPU
 Edges = tuple[np.ndarray, np.ndarray]  # of a pixel graph in CSR form

@@ -1,0 +1,1 @@
+"""Working through data: jobs, batches, plans, progress."""

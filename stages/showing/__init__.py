@@ -1,0 +1,1 @@
+"""Views for people: label maps, pages, charts, tables."""

@@ -166,6 +166,11 @@ def _pixels(image: str | Path | Image.Image | np.ndarray, white: float | None) -
     if isinstance(image, str | Path):
         white = white or find_white(survey([image])[0])
         return read_image(image, "Replace the file, or leave it out.", white=white)
+    if isinstance(image, Image.Image) and image.mode[0] in "IF":
+        raise ValueError(
+            f"a picture must have 8 bits a channel, found mode {image.mode}, whose white is not "
+            "known: give the path of its file, or convert it"
+        )
     pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(

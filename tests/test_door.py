@@ -90,6 +90,8 @@ def test_a_photo_is_a_path_a_picture_or_an_array(finished: Path) -> None:
     assert found.overlay().shape == pixels.shape and found.overlay(0.0).tolist() == pixels.tolist()
     with pytest.raises(ValueError, match=r"uint8 of shape \(H, W, 3\), found float64"):
         segmenter(pixels / 255)
+    with pytest.raises(ValueError, match=r"must have 8 bits a channel, found mode I;16"):
+        segmenter(Image.fromarray(np.zeros((9, 9), np.uint16)))
 
 
 def test_what_does_not_fit_is_named(finished: Path) -> None:

@@ -99,9 +99,10 @@ class Names(NamedTuple):
         """Of split clusters, uint8 ``(K,)``: the label value by the best other cluster."""
         return {k: _values(split.codes)[split.parts] for k, split in self.splits.items()}
 
-    def corrections_of(self, sha256: str) -> list[Correction]:
-        """The corrections of one photo, in the order in which they were made."""
-        return [one for one in self.corrections if one.sha256 == sha256]
+    @property
+    def naming(self) -> tuple[Any, ...]:
+        """All that gives label values: the arguments of `pipeline.drawing.naming.class_naming`."""
+        return self.values, self.classes, self.colours, self.by_rival, self.corrections
 
 
 def read_names(path: str | Path, head: str, clusters: int) -> Names:

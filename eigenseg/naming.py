@@ -32,8 +32,7 @@ def read_naming(
                 f"{path} names clusters of {PREDICTOR}, found predictor {predictor}: omit one."
             )
         names = read_names(path, head, k)
-        more = names.colours, names.by_rival, names.corrections
-        return class_naming(names.values, names.classes, *more)
+        return class_naming(*names.naming)
     mapping = next(iter(read_mappings(path).values()))
     if mapping.head != head:
         raise InputError(

@@ -56,8 +56,7 @@ def name_maps(
         facts = {"head": maps.manifest["head"], "classes": classes}
         predictions.start(folder, facts, predictions.outputs(folder))
         if names:
-            more = names.colours, names.by_rival, names.corrections
-            naming = class_naming(names.values, classes, *more)
+            naming = class_naming(*names.naming)
             write_legend(folder, naming)
             small = write_maps(folder, rows, maps, naming, names.codes, formats)
             write_names(folder / "names.json", names._replace(photos=small))

@@ -122,8 +122,7 @@ def find_named(folder: str | Path, head: str, clusters: int) -> Named | None:
         )
     # The page has its own small maps of the photos.
     file = {**read_json(path, ""), "photos": []}
-    more = names.colours, names.by_rival, names.corrections
-    return Named(Path(folder), class_naming(names.values, names.classes, *more), file)
+    return Named(Path(folder), class_naming(*names.naming), file)
 
 
 def named_areas(named: Named | None) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from stages.showing.gallery import (
 from stages.showing.letters import tell_unshown
 from stages.showing.pages import render, write_pages
 from stages.showing.planned import plan_of
-from stages.showing.score_table import oracle_alone, print_scores
+from stages.showing.score_table import learned_from, oracle_alone, print_scores
 from stages.showing.sweep import draw_sweep
 
 SUGGESTING = "majority_count"  # that names to begin with follow: the likeliest class
@@ -84,6 +84,9 @@ def make_report(
             section = draw_set(
                 prefix, name, found[name], (fitted_on, split), rows, truth, maps, named
             )
+            labelled = maps.manifest["labelled"]
+            if labelled:
+                section["score_notes"].append(learned_from(labelled))
             if section["origins"] and fitted_on != train:
                 section["score_notes"].append(oracle_alone(train))
             sections.append(section)
@@ -100,7 +103,8 @@ def make_report(
         )
         write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
     for name, split in sets:
-        print_scores(name, found[name].metrics, params.fitted_on(name, split), split, train)
+        fitted = params.fitted_on(name, split)
+        print_scores(name, found[name].metrics, fitted, split, train, labelled)
     click.echo(f"To name the clusters: {Path(out) / 'clusters.html'}")
     for (name, _), section in zip(sets, sections, strict=True):
         if "oracle" in section["origins"]:
@@ -127,7 +131,7 @@ def draw_set(
         rows: the images of that split.
     """
     train, split = splits
-    colours = choose_colours(found.mapping, maps.clusters)
+    colours = choose_colours(found.mapping, maps.clusters, maps.manifest["labelled"])
     gallery = [
         example(
             f"{prefix}gallery_{number:02d}",
@@ -196,21 +200,25 @@ def score_tables(
     """Lay out the tables of scores, one for each protocol: the best of each column is marked."""
     first = next(iter(metrics.values()))
     held = origins(first, train, evaluated)
-    matchings = [
-        key for key, value in next(iter(first.values())).items() if isinstance(value, Mapping)
-    ]
+    entries = [entry for scored in metrics.values() for entry in scored.values()]
+    matchings = [key for entry in entries for key in entry if isinstance(entry[key], Mapping)]
     best = {
         (variant, matching, origin): {
-            score: max(entry[matching][origin][score] for entry in scored.values())
+            score: max(
+                entry[matching][origin][score]
+                for entry in scored.values()
+                if origin in entry.get(matching, {})
+            )
             for score in ("miou", "accuracy")
         }
         for variant, scored in metrics.items()
-        for matching in matchings
-        for origin in held
+        for matching, origin in {
+            (m, o) for entry in scored.values() for m in matchings for o in entry.get(m, {})
+        }
     }
     return {
         "tables": metrics,
-        "matchings": matchings,
+        "matchings": [*dict.fromkeys(matchings)],
         "origins": held,
         "best": best,
         "score_notes": score_notes(first, train, evaluated),
@@ -244,8 +252,10 @@ def origins(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> d
         "typical": f"on the most typical of {train}",
         "different": f"on the most different of {train}",
         "random": f"on some of {train}, 5 draws",
+        "labels": f"learned from labels of {train}",
     }
-    held = {key for entry in metrics.values() for key in entry.get(MATCHING, {})}
+    tables = [one for entry in metrics.values() for one in entry.values()]
+    held = {key for one in tables if isinstance(one, Mapping) for key in one}
     return {key: heading for key, heading in headings.items() if key in held}
 
 

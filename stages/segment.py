@@ -11,7 +11,7 @@ import click
 from cache import heads
 from cache.features import Features
 from cache.images import read_row
-from cache.index import ImageRow, images_fingerprint, read_index
+from cache.index import ImageRow, read_index
 from cache.segments import CRF, FORMAT, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
@@ -144,16 +144,8 @@ def check_head(path: str, manifest: dict, cache: Features) -> None:
 
 
 def images_of(rows: Sequence[ImageRow], index: str, cache: Features) -> list[ImageRow]:
-    """The images that get label maps, in the order of their ids.
-
-    Raises:
-        InputError: the index and the feature cache are not of the same images.
-    """
-    if images_fingerprint(rows) != cache.manifest["index"]:
-        raise InputError(
-            f"{index} and {cache.path} must hold the same images in the same order, found others "
-            f"among {len(rows)}: run `dvc repro` (or `eigenseg extract`)."
-        )
+    """The images that get label maps, in the order of their ids."""
+    cache.check_images(rows, index)
     return [row for row in rows if row.split in cache.manifest["segmented"]]
 
 
@@ -171,6 +163,7 @@ def describe(
         "model": head["backbone"]["model"],
         "seed": head["seed"],
         "curve": head["curve"],
+        "labelled": head["labelled"],
         **choices.model_dump(exclude={"names"}),
         "clusters": dict(clusters),
         "protocols": cache.manifest["protocols"],

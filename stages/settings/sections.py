@@ -204,7 +204,17 @@ class DiscriminantParams(Section):
     runs: Count
 
 
+def _names_file(value: str) -> str:
+    if not value.endswith(".json"):
+        raise ValueError(
+            f"must be null, a number of images, all or the names.json of an atlas, found {value!r}"
+        )
+    return value
+
+
 class TrainParams(Section):
+    labelled: Count | Literal["all"] | Annotated[PathText, AfterValidator(_names_file)] | None
+    choose: Literal["different", "typical", "random"]
     start: Literal["discriminant", "kmeans", "random"]
     start_scale: Positive
     discriminant: DiscriminantParams

@@ -14,8 +14,8 @@ from cache.commit import commit
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
 from cache.names import PREDICTOR
-from cache.segments import Segments
-from pipeline.evaluation import confusion, scores
+from cache.segments import SEMI_SUPERVISED, Segments
+from pipeline.evaluation import MATCHINGS, confusion, count, scores
 from stages import Stage
 from stages.running.progress import track
 from stages.settings.params import Params, load
@@ -76,7 +76,7 @@ def make_report(
         found = store.read_evaluation(folder, made_from)
         curve = store.read_curve(folder / "curve.csv", maps.manifest["curve"])
         named = find_named(named_folder, maps.manifest["head"], maps.clusters[PREDICTOR])
-        sections = []
+        sections, labelled = [], maps.manifest["labelled"]
         for name, split in sets:
             rows = [row for row in images if row.split == split]
             fitted_on = params.fitted_on(name, split)
@@ -84,7 +84,6 @@ def make_report(
             section = draw_set(
                 prefix, name, found[name], (fitted_on, split), rows, truth, maps, named
             )
-            labelled = maps.manifest["labelled"]
             if labelled:
                 section["score_notes"].append(learned_from(labelled))
             if section["origins"] and fitted_on != train:
@@ -92,9 +91,9 @@ def make_report(
             sections.append(section)
         title = f"{', '.join(params.evaluated)}: names for clusters"
         mapping = found[sets[0][0]].mapping
-        atlas = make_atlas(
-            title, maps.stored(images), maps, suggestion(mapping), named.file if named else None
-        )
+        shown = maps.stored(images)
+        given = suggestion(mapping) or learned_suggestion(maps, shown)
+        atlas = make_atlas(title, shown, maps, given, named.file if named else None)
         facts, main = run_facts(params, maps), maps.main
         curves = curve_charts(curve)
         pictures = [picture for one in sections for picture in one["pictures"]] + curves
@@ -102,14 +101,21 @@ def make_report(
             "report.html", sections=sections, curves=curves, named=named_areas(named), **facts
         )
         write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
-    for name, split in sets:
-        fitted = params.fitted_on(name, split)
-        print_scores(name, found[name].metrics, fitted, split, train, labelled)
+    print_all_scores(params, found, labelled)
     click.echo(f"To name the clusters: {Path(out) / 'clusters.html'}")
     for (name, _), section in zip(sets, sections, strict=True):
         if "oracle" in section["origins"]:
             click.echo(f"{name}: " * (len(sets) > 1) + verdict(found[name].metrics[main]))
     click.echo(f"Report: {Path(out) / 'index.html'}")
+
+
+def print_all_scores(
+    params: Params, found: Mapping[str, store.Evaluation], labelled: Mapping[str, Any] | None
+) -> None:
+    """Print the scores of every data set."""
+    for name, split in params.eval_sets:
+        fitted = params.fitted_on(name, split)
+        print_scores(name, found[name].metrics, fitted, split, params.train_split, labelled)
 
 
 def draw_set(
@@ -172,7 +178,22 @@ def suggestion(mapping: store.ClassMapping) -> dict[str, Any] | None:
     if mapping.fitted_on is None:
         return None
     clusters = mapping.clusters[PREDICTOR][SUGGESTING].tolist()
-    return {"classes": mapping.classes, "clusters": clusters, "split": mapping.fitted_on}
+    source = f"the labels of {mapping.fitted_on}"
+    return {"classes": mapping.classes, "clusters": clusters, "source": source}
+
+
+def learned_suggestion(maps: Segments, rows: Sequence[ImageRow]) -> dict[str, Any] | None:
+    """The names by which training's own classes would call clusters; None where it has none."""
+    labelled = maps.manifest["labelled"]
+    if labelled is None:
+        return None
+    k, classes = maps.clusters[PREDICTOR], labelled["classes"]
+    table = np.zeros((k, len(classes)), np.int64)
+    for row in rows:
+        found = maps.read(SEMI_SUPERVISED, row.id)
+        table += count(maps.read(PREDICTOR, row.id), found, k, len(classes))
+    clusters = MATCHINGS[SUGGESTING](table).tolist()
+    return {"classes": classes, "clusters": clusters, "source": "what training learned"}
 
 
 def run_facts(params: Params, maps: Segments) -> dict[str, Any]:

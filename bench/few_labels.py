@@ -30,7 +30,7 @@ from pipeline.head.semi_supervised import Rows, fit_linear, joined
 from pipeline.maps.atlas import shrink
 from pipeline.maps.patches import patch_labels
 from pipeline.segmenter import Segmenter
-from stages.running.labelled import Knowledge, Patches, learn_labels, split_graph
+from stages.running.labelled import HALF, Knowledge, Patches, learn_labels, split_graph
 from stages.running.progress import track
 from stages.settings.params import Params, load
 
@@ -163,7 +163,7 @@ def compared(bench: Bench, chosen: np.ndarray, draw: int) -> dict[str, tuple[flo
     mapping = majority_count(count(bench.patches.ids[known], labels[known], k, c))
     voted = votes_by_cluster(bench, knn, c)
     knowledge = Knowledge(
-        bench.classes, None, labels, np.full_like(labels, IGNORE), len(chosen), "few labels"
+        bench.classes, None, labels, np.full_like(labels, IGNORE), len(chosen), HALF, "few labels"
     )
     learned = learn_labels(bench.patches, knowledge, bench.graph, draw)
     one_hot = torch.eye(c)[targets]

@@ -99,23 +99,25 @@ def spread(graph: Tensor | None, seeds: Tensor) -> Tensor:
     return _shares(found)
 
 
-def fit(labelled: Rows, others: Rows, width: int, images: int) -> Classifier:
-    """Fit the classifier; labelled patches weigh as much as all others together.
+def fit(labelled: Rows, others: Rows, width: int, images: int, share: float = 0.5) -> Classifier:
+    """Fit the classifier to labelled and other patches.
 
     Args:
         labelled: with one-hot targets.
         others: with what was spread to them; they weigh by the square of the greatest probability.
         width: d, channels of the head's features.
         images: labelled ones; with more of them the penalty falls.
+        share: of the labelled patches in all weights.
     """
     certain = others.targets.amax(dim=1).square()
-    weights = torch.cat([_halved(labelled.rows.new_ones(len(labelled.rows))), _halved(certain)])
+    kinds = (labelled.rows.new_ones(len(labelled.rows)), share), (certain, 1 - share)
+    weights = torch.cat([_scaled(own, part) for own, part in kinds])
     rows = torch.cat([labelled.rows, others.rows])
     targets = weights[:, None] * torch.cat([labelled.targets, others.targets])
     weight, bias = fit_linear(_features(rows, width), targets, PENALTY / max(images, 1))
     split = len(labelled.rows)
-    kinds = Rows(rows[:split], targets[:split]), Rows(rows[split:], targets[split:])
-    voters = Rows(*map(torch.cat, zip(*(kind.thinned(VOTERS) for kind in kinds), strict=True)))
+    parts = Rows(rows[:split], targets[:split]), Rows(rows[split:], targets[split:])
+    voters = Rows(*map(torch.cat, zip(*(part.thinned(VOTERS) for part in parts), strict=True)))
     flat = Classifier(weight, bias, *voters, torch.zeros_like(bias))
     sample = (others if len(others.rows) else labelled).thinned(VOTERS).rows
     mass = torch.softmax(flat.scores(sample), dim=1).mean(dim=0)
@@ -153,8 +155,8 @@ def _features(rows: Tensor, width: int) -> Tensor:
     return rows[:, -width:] * (LENGTH * 2**0.5)
 
 
-def _halved(weights: Tensor) -> Tensor:
-    return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny) / 2
+def _scaled(weights: Tensor, total: float) -> Tensor:
+    return weights * (total / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny))
 
 
 def _shares(rows: Tensor) -> Tensor:

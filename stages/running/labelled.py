@@ -28,6 +28,8 @@ from stages.settings.sections import TrainParams
 NEIGHBOURS = 16  # of each patch, along which labels spread
 LABELLED = 20_000  # labelled patches that the linear head is fitted to, at most
 OTHERS = 40_000  # and other ones
+HALF = 0.5  # share of labelled patches in all weights: as much as all others together
+CORRECTED = 0.1  # share of corrected ones: they are where names fail, so no fair sample
 
 
 class Knowledge(NamedTuple):
@@ -39,6 +41,7 @@ class Knowledge(NamedTuple):
         labels: uint8 ``(patches,)``, 255 = not labelled.
         names: uint8 ``(patches,)``, the name of a patch's cluster, 255 = none.
         images: number of images with labels.
+        share: of the labelled patches in what the classifier is fitted to.
         said: where the labels come from.
     """
 
@@ -47,6 +50,7 @@ class Knowledge(NamedTuple):
     labels: np.ndarray
     names: np.ndarray
     images: int
+    share: float
     said: str
 
 
@@ -157,7 +161,7 @@ def labelled_patches(
             patches.part(found, place)[:] = patch_labels(label, entry)
     said = f"the labels of {len(chosen)} of {len(ids)} images of {split}{how}"
     unnamed = np.full_like(found, IGNORE)
-    return Knowledge(classes, None, found, unnamed, len(chosen), said)
+    return Knowledge(classes, None, found, unnamed, len(chosen), HALF, said)
 
 
 def choose_images(patches: Patches, ids: Sequence[int], n: int, how: str, seed: int) -> set[int]:
@@ -196,7 +200,7 @@ def named_patches(patches: Patches, names: Names, rows: Sequence[ImageRow], path
                 images.add(one.sha256)
     said = f"{path}: {np.count_nonzero(names.codes >= 0)} named clusters, "
     said += f"{len(corrections)} corrected regions"
-    return Knowledge(classes, colours, labels, found, len(images), said)
+    return Knowledge(classes, colours, labels, found, len(images), CORRECTED, said)
 
 
 def learn_labels(
@@ -232,6 +236,7 @@ def learn_labels(
             Rows(far, soft[torch.from_numpy(others)]),
             patches.head.width,
             knowledge.images,
+            knowledge.share,
         )
 
 

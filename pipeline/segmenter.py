@@ -139,8 +139,12 @@ class Segmenter:
         Returns:
             uint16 ``plan.size``.
         """
-        logits = predictor == "ours"
-        return crf.refined_map(plan, scores[predictor], image, self._refine, logits=logits)
+        temperature: float | None = crf.TEMPERATURE
+        if predictor in self.kmeans:  # Euclidean scores are minus squared distances, up to |x|^2
+            temperature = None if self.kmeans[predictor].spherical else 1.0
+        return crf.refined_map(
+            plan, scores[predictor], image, self._refine, temperature=temperature
+        )
 
     def confidence(self, scores: Scores, predictor: str, plan: Plan) -> Tensor:
         """Return the greatest softmax probability at the patch grid: float32 ``(rows, columns)``.

@@ -9,6 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from cache import heads
+from cache.features import Features
+from cache.images import read_row
 from cache.index import read_index
 from cache.segments import PREDICTORS, Segments
 from pipeline.geometry import Geometry, Plan, plan
@@ -155,7 +158,7 @@ def direct(logits: torch.Tensor, image: np.ndarray) -> np.ndarray:
     model = DenseCRF2D(width, height, len(logits))
     model.setUnaryEnergy(unary_from_softmax(large.softmax(dim=1)[0].numpy()))
     model.addPairwiseGaussian(sxy=1, compat=3)
-    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=np.ascontiguousarray(image), compat=4)
+    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=np.array(image, order="C"), compat=4)
     return np.array(model.inference(10)).reshape(len(logits), height, width)
 
 
@@ -176,15 +179,35 @@ def test_the_programs_crf_is_direct_calls_of_the_package(scene: np.ndarray) -> N
 @pytest.mark.usefixtures("package")
 def test_other_scores_are_as_soft_as_logits_can_be(scene: np.ndarray) -> None:
     cosines = torch.randn(7, 6, 8, generator=torch.Generator().manual_seed(1)) / 50
-    expected = refined_map(whole(60, 80), [cosines], scene, program, logits=False)
+    expected = refined_map(whole(60, 80), [cosines], scene, program, temperature=None)
     plain = upsample_argmax(cosines, 60, 80)
-    far = refined_map(whole(60, 80), [cosines * 40], scene, program, logits=False)
+    far = refined_map(whole(60, 80), [cosines * 40], scene, program, temperature=None)
     assert (far == expected).mean() > 0.995  # up to rounding
     assert crf.lead(as_logits(cosines)) == pytest.approx(0.3 / 0.4)
     flat = refined_map(
         whole(60, 80), [cosines], scene, program
     )  # taken for logits, they say next to nothing
     assert 0 < (expected != plain).mean() < (flat != plain).mean()
+
+
+@pytest.mark.usefixtures("package")
+def test_euclidean_k_means_goes_into_the_programs_crf_as_minus_squared_distances(
+    project: Project,
+) -> None:
+    project.set("kmeans.spherical", False)
+    project.set("segment.crf", "program")
+    project.ok("prepare", "extract", "context", "graph", "train", "segment")
+    centres = torch.from_numpy(heads.load_head("data/head")[1]["kmeans"]["centroids"])
+    cache, agreed = Features.open("data/features.zarr"), []
+    with Segments("data/segments.h5") as segments:
+        for row in read_index("data/index.csv"):
+            (tile,) = cache.tiles_of_image(row.id)
+            tokens = torch.from_numpy(cache.tokens("last", tile)).double()
+            nearness = -(torch.cdist(tokens, centres.double()) ** 2).float()
+            shape = [int(cache.tiles[tile][side]) for side in ("grid_h", "grid_w")]
+            field = direct(0.3 * nearness.T.reshape(-1, *shape), read_row(row))
+            agreed.append((segments.read("kmeans", row.id) == field.argmax(axis=0)).mean())
+    assert min(agreed) > 0.999
 
 
 def test_a_guide_of_another_size_is_refused() -> None:

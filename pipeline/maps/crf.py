@@ -67,7 +67,7 @@ def refined_map(
     image: np.ndarray | None = None,
     refiner: Refiner | None = None,
     *,
-    logits: bool = True,
+    temperature: float | None = TEMPERATURE,
 ) -> np.ndarray:
     """Return the cluster of every pixel: of a CRF, or without one of `upsampling.label_map`.
 
@@ -76,7 +76,9 @@ def refined_map(
         maps: scores of each tile, float32 ``(K, rows, columns)``, higher is better.
         image: the photo, uint8 ``(H, W, 3)``, that a CRF looks at; None leaves the CRF out.
         refiner: one of `CRFS`; None is no CRF.
-        logits: the scores are logits, else cosines or distances: a CRF gets them `as_logits`.
+        temperature: of the softmax that makes the scores probabilities: `TEMPERATURE` for logits,
+            1 for minus squared distances (the program), None for cosines, which the program does
+            not know: a CRF gets them `as_logits`.
 
     Returns:
         uint16 ``plan.size``.
@@ -85,7 +87,8 @@ def refined_map(
         return label_map(plan, maps)
     # `ours` looks at a few points of each patch, the program at every pixel.
     joined = at_grid(plan, maps) if refiner is ours else average(plan, maps)
-    return refiner(joined if logits else as_logits(joined), *plan.size, plan.cut(image))
+    logits = as_logits(joined) if temperature is None else joined * (TEMPERATURE / temperature)
+    return refiner(logits, *plan.size, plan.cut(image))
 
 
 def ours(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.ndarray:
@@ -125,7 +128,8 @@ def program(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.nd
 
     All K clusters take part at all pixels: memory grows with K * height * width.
 
-    Arguments and result are those of `ours`, but the scores are logits (others: `as_logits`).
+    Arguments and result are those of `ours`, but the scores are logits, which `refined_map` makes
+    of others.
 
     Raises:
         ValueError: a score is not finite, or the image is not of the size of the map.
@@ -169,9 +173,9 @@ def lead(scores: Tensor) -> Tensor:
 
 
 def as_logits(scores: Tensor) -> Tensor:
-    """Cosines or distances ``(K, h, w)`` at the scale of logits: as soft in `program` as in `ours`.
+    """Scale cosines ``(K, h, w)`` like logits, so that they are as soft in `program` as in `ours`.
 
-    The program says nothing of scores that are not logits.
+    The program has no cosines: its K-means is Euclidean.
     """
     return scores * (TEMPERATURE / (lead(scores) * SOFTNESS)).to(scores.device)
 

@@ -93,6 +93,10 @@ class TilesParams(Section):
         | None
     )
     crop: Count | None
+    area: (
+        Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)]
+        | None
+    )
     flip: bool
     colour: Annotated[float, Field(ge=0, le=2)]
     seed: Seed
@@ -118,6 +122,11 @@ class TilesParams(Section):
         if self.drawn and self.window:
             raise ValueError(
                 "views are cut out by crop: set window and stride to null, or draw no views"
+            )
+        if self.area and (self.scale or not self.crop or self.area[0] > self.area[1]):
+            raise ValueError(
+                f"area must be [least, greatest] beside a crop and without a scale, found "
+                f"{self.area}, crop {self.crop}, scale {self.scale}: set scale or area to null"
             )
         _check_windows(self.window, self.stride)
         return self

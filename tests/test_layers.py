@@ -28,6 +28,7 @@ NEUTRAL = {
     for name in (
         "__init__",
         "running/ahead",
+        "running/estimates",
         "running/jobs",
         "running/progress",
         "settings/params",

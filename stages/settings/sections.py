@@ -246,6 +246,16 @@ class SegmentParams(Section):
     merge_to: Annotated[int, Field(ge=2)] | None
     names: PathText | None
 
+    @model_validator(mode="after")
+    def _one_softmax(self) -> SegmentParams:
+        if self.crf.startswith("program") and self.temperature is not None:
+            raise ValueError(
+                f"the CRF `{self.crf}` puts logits through a softmax itself, found a softmax of "
+                f"temperature {self.temperature} before it: set temperature to null, or choose the "
+                "CRF `ours`"
+            )
+        return self
+
 
 class EvalParams(Section):
     mapping: Annotated[list[Literal["oracle", "train"]], Field(min_length=1)]

@@ -267,7 +267,7 @@ def own_ids(job: Job, numbering: Numbering, patches: np.ndarray) -> np.ndarray:
 
 def fill_neighbours(job: Job, name: str, block: int, probes: int) -> None:
     """Search and write the neighbours of one block of patches."""
-    numbering, index = _numbering(job), _index(job)
+    numbering, index = _numbering(job), _index(job, probes)
     first, stop = numbering.block_firsts[block : block + 2].tolist()
     rows = unit_tokens(_opened(job), job.level, numbering.tiles[numbering.blocks == block])
     own = own_ids(job, numbering, np.arange(first, stop))
@@ -318,10 +318,10 @@ def _numbering(job: Job) -> Numbering:
 
 
 @lru_cache(maxsize=1)
-def _index(job: Job) -> faiss.Index:
+def _index(job: Job, probes: int) -> faiss.Index:
     """Open the index of all patches, once in each process."""
     index = open_index(job.work)
-    return to_gpu(index) if job.gpu else index
+    return to_gpu(index, probes) if job.gpu else index
 
 
 STORED = "{stored} groups, {gb:.2f} GB"

@@ -126,7 +126,7 @@ class Segmenter:
         }
 
     def _nearness(self, name: str, tokens: np.ndarray) -> Tensor:
-        return torch.from_numpy(kmeans.scores(self.kmeans[name], tokens))
+        return torch.from_numpy(kmeans.scores(self.kmeans[name], tokens)).to(self._device)
 
     def label_map(
         self, scores: Scores, predictor: str, plan: Plan, image: np.ndarray | None = None

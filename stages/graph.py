@@ -49,6 +49,7 @@ from pipeline.graph.search import (
     to_gpu,
 )
 from stages import Stage, way_out
+from stages.running.hardware import chosen_device
 from stages.running.jobs import run_parts
 from stages.running.progress import track
 from stages.running.sample import gather
@@ -99,6 +100,7 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
         features, context: paths of what these stages wrote.
         out: path of the graph file to write. Interrupted, the same call goes on where it was.
     """
+    chosen_device(params.compute.device)
     cache = Features.open(features).beside(context)
     graph, gpu, split = params.graph, params.compute.gpu, params.train_split
     scope = SCOPES[graph.scope]

@@ -23,9 +23,10 @@ from pipeline.geometry import Geometry, Plan, grid, plan
 from pipeline.maps.crf import CRFS, POINTS, ours
 from pipeline.maps.upsampling import at_grid
 from pipeline.segmenter import Scores, Segmenter, runner_up
-from stages import NO_GPU, Stage, way_out
+from stages import Stage
 from stages.running.ahead import ahead
 from stages.running.estimates import refinement_words
+from stages.running.hardware import chosen_device
 from stages.running.jobs import run_parts
 from stages.settings.params import Params, load
 from stages.settings.sections import SegmentParams
@@ -54,8 +55,7 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
         out: path of the label maps to write. Interrupted, the same call goes on where it was.
     """
     chosen, device = params.segment, params.compute.device
-    with way_out(NO_GPU):
-        hardware = choose_device(device)
+    hardware = chosen_device(device)
     cache = Features.open(features).beside(context)
     trained = heads.load_head(head)[2]
     check_head(head, trained, cache)

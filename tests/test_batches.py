@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.graph.kernel import kernel_on_device
 from pipeline.head.objective import SCALE, neural_eigenfunction_loss, normalise_columns
 from pipeline.head.start import Start
 from stages.running import batches
+from stages.running.sample import gather
 from stages.settings import params
 from stages.train import build_head, head_shape
 from tests.conftest import Project, kill_when, tree_bytes
@@ -150,3 +152,19 @@ def test_a_k_beyond_the_smallest_batch_is_refused_before_training(drawn: Project
     drawn.ok("graph")
     drawn.set("graph.other_images", True)
     drawn.fails("graph", "other_images asks for scope dataset")
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_rows_are_gathered_in_their_order(threads: int) -> None:
+    rng = np.random.default_rng(0)
+    tiles = {number: rng.random((6, 3)).astype(np.float32) for number in range(40, 60)}
+    plan = [np.flatnonzero(rng.random(6) < 0.3) for _ in tiles]
+    assert any(len(rows) == 0 for rows in plan)
+
+    def rows_of(tile: int) -> np.ndarray:
+        time.sleep(0.002 * (tile % 3))  # later tiles may be read earlier
+        return tiles[tile]
+
+    found = gather([*tiles], plan, 3, rows_of, "sampling", threads)
+    expected = [rows[chosen] for rows, chosen in zip(tiles.values(), plan, strict=True)]
+    np.testing.assert_array_equal(found, np.concatenate(expected))

@@ -186,7 +186,7 @@ def test_the_kernel_of_a_device_is_that_of_scipy(alpha: float) -> None:
     rng = np.random.default_rng(0)
     grids = [(5, 8), (6, 6)]
     sizes = [h * w for h, w in grids]
-    indices, cosines = nearest(random_features(1, sum(sizes)), 20)
+    indices, cosines = nearest(random_features(1, sum(sizes)), 60)
     indices[rng.random(indices.shape) < 0.2] = -1
     indices[7] = -1  # and nobody's neighbour: an isolated patch
     indices[indices == 7] = -1

@@ -29,6 +29,7 @@ NEUTRAL = {
         "__init__",
         "running/ahead",
         "running/estimates",
+        "running/hardware",
         "running/jobs",
         "running/progress",
         "settings/params",

@@ -140,7 +140,7 @@ class Segmenter:
         }
 
     def _nearness(self, name: str, tokens: np.ndarray) -> Tensor:
-        return torch.from_numpy(kmeans.scores(self.kmeans[name], tokens))
+        return torch.from_numpy(kmeans.scores(self.kmeans[name], tokens)).to(self._device)
 
     def label_map(
         self, scores: Scores, predictor: str, plan: Plan, image: np.ndarray | None = None
@@ -153,8 +153,14 @@ class Segmenter:
         Returns:
             uint16 ``plan.size``.
         """
-        logits = predictor in LOGITS
-        return crf.refined_map(plan, scores[predictor], image, self._refine, logits=logits)
+        temperature: float | None = crf.TEMPERATURE
+        if predictor == SEMI_SUPERVISED:  # its scores are logarithms of probabilities
+            temperature = 1.0
+        if predictor in self.kmeans:  # Euclidean scores are minus squared distances, up to |x|^2
+            temperature = None if self.kmeans[predictor].spherical else 1.0
+        return crf.refined_map(
+            plan, scores[predictor], image, self._refine, temperature=temperature
+        )
 
     def confidence(self, scores: Scores, predictor: str, plan: Plan) -> Tensor:
         """Return the greatest softmax probability at the patch grid: float32 ``(rows, columns)``.

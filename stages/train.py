@@ -20,7 +20,7 @@ from cache.features import Features
 from cache.graphs import Graphs
 from cache.store.artefact import fingerprint, publish, work_folder
 from cache.store.errors import InputError
-from pipeline.device import choose_device, return_large_arrays
+from pipeline.device import return_large_arrays
 from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.partition import round_count
@@ -30,9 +30,10 @@ from pipeline.head.objective import default_beta
 from pipeline.head.semi_supervised import NAME as SEMI_SUPERVISED
 from pipeline.head.start import DiscriminantStart, KMeansStart, Start
 from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
-from stages import NO_GPU, Stage, way_out
-from stages.running.batches import Batches, load_batches, open_source
+from stages import Stage, way_out
+from stages.running.batches import READERS, Batches, load_batches, open_source
 from stages.running.estimates import kmeans_words
+from stages.running.hardware import chosen_device
 from stages.running.labelled import Patches, learn_labels, read_knowledge, split_graph
 from stages.running.progress import alive, bar
 from stages.running.sample import gather
@@ -66,7 +67,8 @@ class Sample(NamedTuple):
 
     def rows(self, channels: int, rows_of: Callable[[int], np.ndarray], title: str) -> np.ndarray:
         """Gather what ``rows_of`` a tile gives for its patches: float32 ``(n, channels)``."""
-        return gather(self.tiles, self.plan, channels, rows_of, title)
+        threads = READERS if torch.cuda.is_available() else 1  # the cores of a CPU compute
+        return gather(self.tiles, self.plan, channels, rows_of, title, threads)
 
 
 def train(
@@ -91,8 +93,7 @@ def train(
         curve: path of the training curve to write.
     """
     return_large_arrays()
-    with way_out(NO_GPU):
-        device = choose_device(params.compute.device)
+    device = chosen_device(params.compute.device)
     seed, gpu, levels = params.seed, params.compute.gpu, params.head.levels
     cache = Features.open(features).beside(context)
     start = start_of(params.train, params.clusters, seed, gpu)
@@ -266,6 +267,7 @@ def fit_kmeans(
     """
     cache, device = sample.cache, next(head.parameters()).device
 
+    @torch.inference_mode()  # threads do not inherit it
     def features_of(tile: int) -> np.ndarray:
         tokens = torch.from_numpy(cache.batch(levels, [tile])).to(device).float()
         return head.features(tokens, [len(tokens)]).half().cpu().numpy()

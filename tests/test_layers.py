@@ -28,6 +28,8 @@ NEUTRAL = {
     for name in (
         "__init__",
         "running/ahead",
+        "running/estimates",
+        "running/hardware",
         "running/jobs",
         "running/progress",
         "settings/params",

@@ -104,6 +104,15 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _no_more_segments_than_clusters(self) -> Params:
+        if (self.segment.merge_to or 0) > self.clusters:
+            raise ValueError(
+                f"segment.merge_to ({self.segment.merge_to}) must not exceed clusters "
+                f"({self.clusters}): lower it, set it to null, or raise `clusters`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _able_to_start(self) -> Params:
         head, start = self.head, self.train.start
         if start == "kmeans" and head.width is not None:

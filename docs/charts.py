@@ -192,7 +192,8 @@ ARROWS = [
     ("extract", "features.zarr"), ("features.zarr", "context"), ("context", "context.zarr"),
     ("features.zarr", "graph"), ("context.zarr", "graph"), ("graph", "graph.h5"),
     ("graph.h5", "train"), ("context.zarr", "train"), ("train", "head/"), ("head/", "segment"),
-    ("segment", "segments.h5"), ("segments.h5", "eval"), ("prepare", "labels.csv"), ("labels.csv", "eval"),
+    ("segment", "segments.h5"), ("segments.h5", "eval"), ("prepare", "labels.csv"),
+    ("labels.csv", "eval"),
     ("eval", "scores"), ("scores", "report"), ("report", "atlas"),
 ]  # fmt: skip
 

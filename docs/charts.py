@@ -6,6 +6,7 @@ import csv
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ DOCS = Path(__file__).parent
 DATA, IMAGES = DOCS / "data", DOCS / "images"
 NAMES = {"scenes": "Drawn scenes", "camvid": "CamVid", "voc_animals": "voc_animals"}
 OURS, OTHER, THIRD, GREY = "#0072B2", "#E69F00", "#009E73", "#8a8a8a"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "eigenseg",
     "font.size": 9,

@@ -11,6 +11,7 @@ import yaml
 from stages.settings.params import Params
 
 ENTRIES = ("datasets", "backbones", "protocols")  # sections of entries with names of one's own
+LARGE = 1_000_000  # bounds from here on are there to catch typing errors
 LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*?)\s*(?:#\s*(?P<comment>.*))?$")
 
 
@@ -79,7 +80,7 @@ def described() -> Iterator[Key]:
 def heading(text: str, section: str) -> str:
     """Give the comment of a section."""
     comment = dict(_comments(text)).get(section, "")
-    return comment[:1].upper() + comment[1:] + "." * bool(comment)
+    return f"{comment[:1].upper()}{comment[1:]}.".replace("<", "&lt;") if comment else ""
 
 
 def _comments(text: str) -> Iterator[tuple[str, str]]:
@@ -140,9 +141,10 @@ def _range(part: Mapping[str, Any]) -> str:
     noun = {"integer": "integer", "number": "number"}[part["type"]]
     low = part.get("minimum", part.get("exclusiveMinimum"))
     high = part.get("maximum", part.get("exclusiveMaximum"))
+    high = None if high is not None and high >= LARGE else high
     bounds = [
-        f"{'above' if 'exclusiveMinimum' in part else 'from'} {low:g}" if low is not None else "",
-        f"{'below' if 'exclusiveMaximum' in part else 'to'} {high:g}" if high is not None else "",
+        f"{'above' if 'exclusiveMinimum' in part else 'from'} {low}" if low is not None else "",
+        f"{'below' if 'exclusiveMaximum' in part else 'to'} {high}" if high is not None else "",
     ]
     return " ".join([noun, *filter(None, bounds)])
 

@@ -127,7 +127,9 @@ class _Stages(click.Group):
             near = difflib.get_close_matches(cmd_name, STAGES, n=1)
             meant = f" Did you mean {near[0]}?" if near else ""
             ctx.fail(f"no command is called {cmd_name!r}.{meant} There are {', '.join(STAGES)}.")
-        return importlib.import_module(f"stages.{cmd_name}").main
+        found: click.Command = importlib.import_module(f"stages.{cmd_name}").main
+        found.name = cmd_name
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Stages, in order (predict stands apart)"):

@@ -15,7 +15,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
-from nbconvert.preprocessors import ExecutePreprocessor
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, ExecutePreprocessor
 
 from docs import parameters
 
@@ -54,6 +54,7 @@ def tutorial(path: Path, _changed: int) -> dict[str, str | bytes]:
     for cell in notebook.cells:  # progress and warnings go to stderr
         shown = [one for one in cell.get("outputs", []) if one.get("name") != "stderr"]
         cell.update({"outputs": shown} if cell.cell_type == "code" else {})
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
     resources = {"output_files_dir": f"{path.stem}_files"}
     text, found = MarkdownExporter().from_notebook_node(notebook, resources)
     pictures = {f"tutorials/{name}": content for name, content in found["outputs"].items()}

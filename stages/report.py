@@ -328,12 +328,12 @@ def main(
     params: str, index: str, labels: str, segments: str, results: str, named: str,
     sweep: str | None, out: str,
 ) -> None:  # fmt: skip
-    """Draw the metrics, curves and gallery as one HTML page.
+    """Draw scores, curves and gallery as one HTML page, and the atlas.
 
-    Reads the results of eval, the training curve, label maps (also those by name), photos, and of
-    the gallery's images eigenfunctions and labels (data/ and results/). Writes index.html and
-    clusters.html (the atlas, on which one names clusters), which need no network, and every
-    picture as PNG to results/report/. Prints a verdict and which pages to open.
+    Reads the results of eval, the training curve, label maps (also those by name), photos and
+    labels. Writes to results/report/: index.html, clusters.html (the atlas, on which you name the
+    clusters) and every picture as PNG. Neither page needs a network. Prints a
+    verdict and which pages to open.
     """
     if sweep:
         draw_sweep(sweep, out)

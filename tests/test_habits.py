@@ -106,7 +106,7 @@ def test_ctrl_c_ends_a_stage_in_a_line_and_the_next_run_completes_it(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment
     )
     assert run.returncode == 128 + signal.SIGINT, run.stderr
-    assert "stopped by Ctrl-C. What is finished is kept" in run.stderr
+    assert "stopped by Ctrl-C. Finished parts are kept" in run.stderr
     assert "Traceback" not in run.stderr
     project.ok(stage)
 

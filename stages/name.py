@@ -141,7 +141,7 @@ def say_carried(
     )
     if worst:
         said = ", ".join(f"{i} ({sure[i]:.0%})" for i in worst[:8])
-        click.echo(f"Least sure, look at them in the atlas: {said}.")
+        click.echo(f"The least sure ones, to check in the atlas: {said}.")
 
 
 @click.command(cls=Stage)

@@ -146,7 +146,7 @@ def settle(photos: Sequence[Photo], white: float | None, notes: Sequence[str]) -
         click.echo(note, err=True)
     if several:
         names = some([str(path) for path in several])
-        click.echo(f"of several pages or frames the first is read: {names}", err=True)
+        click.echo(f"only the first page or frame is read of {names}", err=True)
     if not deep:
         return white
     found = white or find_white(deep)

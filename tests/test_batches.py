@@ -108,4 +108,4 @@ def test_a_k_beyond_the_smallest_batch_is_refused_before_training(drawn: Project
     drawn.set("graph.k", least - 1)
     drawn.ok("graph")
     drawn.set("graph.other_images", True)
-    drawn.fails("graph", "other_images asks for scope dataset")
+    drawn.fails("graph", "other_images needs scope dataset")

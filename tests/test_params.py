@@ -123,7 +123,7 @@ def test_levels_of_the_context_are_stored_ones_with_a_weight(tmp_path: Path, tre
 
 def test_neighbours_in_other_images_need_the_whole_split(tmp_path: Path, tree: dict) -> None:
     tree["graph"]["other_images"] = True
-    with pytest.raises(InputError, match=r"graph: other_images asks for scope dataset"):
+    with pytest.raises(InputError, match=r"graph: other_images needs scope dataset"):
         load(tmp_path, tree)
     tree["graph"].update(scope="dataset", k=32)
     assert load(tmp_path, tree).graph.other_images

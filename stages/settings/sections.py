@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 def _not_tiny(value: float) -> float:
     if value < 1e-6:
-        raise ValueError(f"must be at least 1e-6, for float32 divides by it, found {value}")
+        raise ValueError(f"must be at least 1e-6, because float32 divides by it, found {value}")
     return value
 
 
@@ -82,8 +82,8 @@ class DatasetParams(Section):
     def _own_labels(self) -> DatasetParams:
         if self.values and self.format != "folder":
             raise ValueError(
-                f"values is for format folder, found {self.format}, whose values have their "
-                "meaning: remove it"
+                f"values is for format folder, found {self.format}, whose label values have a "
+                "meaning already: remove it"
             )
         return self
 
@@ -210,7 +210,7 @@ class GraphParams(Section):
             )
         if self.scope != "dataset" and self.other_images:
             raise ValueError(
-                "other_images asks for scope dataset: the images of a batch are few and random"
+                "other_images needs scope dataset: the images of a group are few and random"
             )
         return self
 

@@ -77,11 +77,11 @@ def test_every_epoch_draws_all_tiles_anew(drawn: Project) -> None:
 def test_no_graph_is_stored_and_a_killed_training_ends_the_same(drawn: Project) -> None:
     assert "no graphs; training makes those of 2 new batches" in drawn.run("graph").output
     assert Path("data/graph.h5").stat().st_size < 20_000
-    drawn.set("train.epochs", 30)
+    drawn.set("train.epochs", 10)
     drawn.ok("train")
     expected = tree_bytes(Path("data/head"))
     curve = Path("results/curve.csv").read_text()
-    assert len(curve.splitlines()) == 1 + 30 * 2
+    assert len(curve.splitlines()) == 1 + 10 * 2
     shutil.rmtree("data/head")
     kill_when("train", "*/checkpoint.pt", 1, "heads.save_checkpoint")
     result = drawn.run("train")

@@ -234,16 +234,6 @@ def test_a_level_of_another_cache_is_refused(project: Project) -> None:
     project.fails("graph", "data/context.zarr was made from another feature cache", "dvc repro")
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "local"])
-def test_every_scheduler_writes_the_same_bytes(project: Project, scheduler: str) -> None:
-    project.set("compute.threads", 1)
-    project.ok("prepare", "extract", "context")
-    expected = tree_bytes(Path("data/context.zarr"))
-    project.set("compute.scheduler", scheduler)
-    project.ok("context")
-    assert tree_bytes(Path("data/context.zarr")) == expected
-
-
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "damaged"])
 def test_an_interrupted_stage_goes_on_and_ends_the_same(
     project: Project, monkeypatch: pytest.MonkeyPatch, whole: bool

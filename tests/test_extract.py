@@ -115,15 +115,6 @@ def test_other_parameters_never_meet_old_shards(project: Project) -> None:
     assert len({first, second, third}) == 3
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "local"])
-def test_every_scheduler_writes_the_same_bytes(project: Project, scheduler: str) -> None:
-    project.ok("prepare", "extract")
-    expected = tree_bytes(CACHE)
-    project.set("compute.scheduler", scheduler)
-    project.ok("extract")
-    assert tree_bytes(CACHE) == expected
-
-
 def test_a_flipped_bit_and_a_truncated_shard_are_found(project: Project) -> None:
     project.ok("prepare", "extract", "context")
     shard = CACHE / "block_00/c/0/0"

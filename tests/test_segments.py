@@ -368,14 +368,6 @@ def test_parts_of_another_head_are_not_reused(
         assert (store.read("ours", 0) != naive_labels(0, 96, 128, None)).mean() < 1e-3
 
 
-def test_threads_write_the_same_file(trained: Project) -> None:
-    trained.ok("segment")
-    expected = Path("data/segments.h5").read_bytes()
-    trained.set("compute.scheduler", "threads")
-    trained.ok("segment")
-    assert Path("data/segments.h5").read_bytes() == expected
-
-
 def test_features_that_are_not_finite_end_the_stage(trained: Project) -> None:
     features = Features.open("data/features.zarr")
     name, start = features.array("last"), int(features.tiles["start"][4])

@@ -64,7 +64,7 @@ def test_repro_then_a_queue_that_reuses_the_features(
     commit(clone, "first results")
     shown = run(clone, "dvc", "metrics", "show")
     assert "tiny.ours" in shown and max(map(len, shown.splitlines())) <= 80
-    run(clone, "dvc", "exp", "run", "--queue", "-S", "graph.alpha=0.0,0.3")
+    run(clone, "dvc", "exp", "run", "--queue", "-S", "graph.alpha=0.0,0.3", "eval")
     text = run(clone, "dvc", "exp", "run", "--run-all")
     for stage in ("extract", "context", "graph"):
         assert text.count(f"Stage '{stage}' didn't change, skipping") == 2, text
@@ -77,7 +77,6 @@ def test_repro_then_a_queue_that_reuses_the_features(
     assert (clone / "results/swept/sweep_graph.alpha.png").is_file()
     plots = run(clone, "dvc", "plots", "diff", "--json", "HEAD")
     assert "curve.csv" in plots
-    assert run(clone, "dvc", "metrics", "diff", "--json", "HEAD").strip() == "{}"  # alike
     check_status(clone)
 
 

@@ -227,8 +227,7 @@ def test_scores_of_one_tile() -> None:
 @pytest.fixture
 def trained(project: Project) -> Project:
     """A project whose stages up to train have run."""
-    project.set("train.epochs", 1)
-    project.ok("prepare", "extract", "context", "graph", "train")
+    project.made("train")
     return project
 
 

@@ -74,6 +74,8 @@ def test_threads_are_set_where_jobs_run_and_given_back(
 def test_every_scheduler_writes_the_same_bytes(project: Project, address: str) -> None:
     """Of all stages that run jobs, also by workers that were started in another folder."""
     project.set("compute.threads", 2)  # one thread: the next test
+    project.set("graph.scope", "dataset")  # its jobs share an index, too
+    project.set("graph.k", 4)
     project.ok("prepare", "extract", "context", "graph", "train", "segment")
     expected = {stage: tree_bytes(path) for stage, path in ARTEFACTS.items()}
     # A local cluster runs jobs as any other does and is slow to start: one stage will do.

@@ -273,7 +273,7 @@ def _upright(decoded: _Decoded, white: float | None) -> Image.Image:
         _peak(values, white)
         if not white:
             raise ValueError(
-                "it has more than 8 bits a channel, so that its white must be known, found none: "
+                "it has more than 8 bits a channel, so its white must be known, found none: "
                 "run prepare"
             )
         scaled = np.rint(values.astype(np.float32) * (255.0 / white)).clip(0, 255)

@@ -265,7 +265,7 @@ def check_images(
         white = white or white_of(max(peaks.values()))
         notes.append(_range_text(peaks, white))
     if several := [str(item.path) for item, facts in found if facts.frames > 1]:
-        notes.append(f"of several pages or frames the first is read: {some(several)}")
+        notes.append(f"only the first page or frame is read of {some(several)}")
     rows = [
         ImageRow(
             *(number, item.split, item.stem, str(item.path)),

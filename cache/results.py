@@ -1,7 +1,8 @@
 """The results folder: metrics, counts and mappings as JSON, per-class IoUs and curves as CSV.
 
-People and DVC read metrics.json, per_class.csv and curve.csv, so their digests stand elsewhere: in
-counts.json, which eval writes last, and in the head that the curve is of.
+People and DVC read metrics.json, miou.json, accuracy.json, per_class.csv and curve.csv, so their
+digests stand elsewhere: in counts.json, which eval writes last, and in the head that the curve is
+of.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from cache.store.tables import encode
 
 _EVAL = "run `eigenseg eval` (or `dvc repro eval`) first."
 _TRAIN = "run `eigenseg train` and `eigenseg segment` (or `dvc repro segment`) first."
+
+MEASURES = ("miou", "accuracy")  # one small file each: the metrics that DVC shows
+ORIGINS = ("train", "different", "typical", "random", "oracle")  # of mappings, the best first
 
 Counts = dict[str, dict[str, dict[str, np.ndarray]]]
 """By variant, predictor and split: int64 ``(K, C)``, pixels by cluster and class."""
@@ -113,7 +117,7 @@ def made_from(
 def write_evaluation(
     folder: str | Path, found: Mapping[str, Evaluation], made_from: Mapping[str, Any]
 ) -> None:
-    """Write metrics.json, mapping.json, per_class.csv and, last, counts.json with their digests.
+    """Write metrics, their summaries, mappings, IoUs and, last, counts.json with the digests.
 
     Args:
         found: by data set.
@@ -128,6 +132,8 @@ def write_evaluation(
         "mapping.json": write_mappings(folder / "mapping.json", mappings),
         "per_class.csv": _write_per_class(folder / "per_class.csv", per_class),
     }
+    for measure in MEASURES:
+        _write_json(folder / f"{measure}.json", summary(metrics, measure))
     sets = {
         dataset: {
             "classes": list(one.classes),
@@ -137,6 +143,27 @@ def write_evaluation(
     }
     facts = {"made_from": dict(made_from), "sha256": digests}
     _write_json(folder / "counts.json", sealed({"datasets": sets, **facts}))
+
+
+def summary(metrics: Mapping[str, Mapping[str, Any]], measure: str) -> dict[str, dict[str, float]]:
+    """Sum up the metrics in a number for each data set and predictor: what DVC shows.
+
+    It is that of the first protocol and matching (majority_iou), with a mapping that has not seen
+    the labels that are scored, or with an oracle where there is no other.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for dataset, variants in metrics.items():
+        first: Mapping[str, Mapping[str, Any]] = next(iter(variants.values()))
+        scored = {
+            name: next(value for value in entry.values() if isinstance(value, Mapping))
+            for name, entry in first.items()
+            if any(isinstance(value, Mapping) for value in entry.values())
+        }
+        found[dataset] = {
+            name: round(next(by[o] for o in (*ORIGINS, *by) if o in by)[measure], 2)
+            for name, by in scored.items()
+        }
+    return found
 
 
 def _lists(arrays: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, list]]:

@@ -17,20 +17,20 @@ import click
 from cache.store.errors import InputError
 
 STAGES = {
-    "prepare": "Check a folder of images and write its index.",
+    "prepare": "Check images and labels and write their index.",
     "extract": "Run the frozen ViT once over every image into the Zarr cache.",
-    "context": "Put every patch's tokens into context, as one more level.",
+    "context": "Make the level `context` of every patch.",
     "graph": "Build the kNN graphs and pixel graphs from the cache.",
     "train": "Train the eigenfunction head and fit both K-means on the cache.",
     "segment": "Turn cached features into label maps at the images' resolution.",
-    "name": "Write label maps by the names given to clusters.",
+    "name": "Write label maps by the names of the clusters.",
     "eval": "Count clusters against classes and score every matching.",
-    "report": "Draw the metrics, curves and gallery as one HTML page.",
+    "report": "Draw scores, curves and gallery as one HTML page, and the atlas.",
     "predict": "Segment new images with a trained head.",
 }
 
 
-_KEPT = "What is finished is kept: run the same command again to go on."
+_KEPT = "Finished parts are kept: run the same command again to go on."
 
 
 class Stage(click.Command):
@@ -124,7 +124,9 @@ class _Stages(click.Group):
             near = difflib.get_close_matches(cmd_name, STAGES, n=1)
             meant = f" Did you mean {near[0]}?" if near else ""
             ctx.fail(f"no command is called {cmd_name!r}.{meant} There are {', '.join(STAGES)}.")
-        return importlib.import_module(f"stages.{cmd_name}").main
+        found: click.Command = importlib.import_module(f"stages.{cmd_name}").main
+        found.name = cmd_name
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Stages, in order (predict stands apart)"):

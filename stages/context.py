@@ -135,11 +135,11 @@ def _opened(job: Job) -> tuple[Features, context.Context]:
 @click.option("--features", default="data/features.zarr", help="Feature cache.")
 @click.option("--out", default="data/context.zarr", help="Cache of the level `context` to write.")
 def main(params: str, features: str, out: str) -> None:
-    """Put the tokens of every patch into context: the level `context`.
+    """Make the level `context` of every patch.
 
-    Reads data/features.zarr, fits the whitening to the training split, writes data/context.zarr in
-    the same layout; without a level where params.yaml uses no level `context`. Interrupted, it goes
-    on where it was.
+    Reads data/features.zarr, fits the whitening to the training split and writes data/context.zarr
+    in the same layout. The file holds no level unless params.yaml uses the level `context`. An
+    interrupted run goes on where it was.
     """
     make_context(load(params), features, out)
 

@@ -284,12 +284,13 @@ def kept_mapping(
 def main(params: str, index: str, labels: str, segments: str, out: str) -> None:
     """Count clusters against classes and score every matching.
 
-    Reads the label maps and, where there are labels, the ground truth of the training and the
-    evaluation splits. Writes metrics.json, counts.json, mapping.json and per_class.csv to results/,
-    and prints the scores of each data set: `oracle` mappings are fitted on the very labels that are
-    scored, `train` mappings on the training split's, or, where `eval.labelled` is a number, on so
-    many of its images: the most typical, the most different, and 5 draws. A data set on which the
-    head was not trained has oracle mappings alone. Without labels it counts the clusters in use.
+    Reads the label maps and, if there are labels, the ground truth of the training and the
+    evaluation splits. Writes metrics.json, miou.json, accuracy.json, counts.json, mapping.json and
+    per_class.csv to results/, and prints the scores of each data set. `oracle` mappings are fitted
+    on the labels that are scored, `train` mappings on those of the training split. If
+    `eval.labelled` is a number, the latter see so many images: the most typical, the most
+    different, and 5 draws. A data set that the head was not trained on has oracle mappings alone.
+    Without labels it counts the clusters in use.
     """
     evaluate(load(params), index, labels, segments, out)
 

@@ -141,7 +141,7 @@ def say_carried(
     )
     if worst:
         said = ", ".join(f"{i} ({sure[i]:.0%})" for i in worst[:8])
-        click.echo(f"Least sure, look at them in the atlas: {said}.")
+        click.echo(f"The least sure ones, to check in the atlas: {said}.")
 
 
 @click.command(cls=Stage)
@@ -157,14 +157,14 @@ def say_carried(
 )
 @click.option("--out", default="data/named", help="Folder to write.")
 def main(params: str, index: str, segments: str, formats: tuple[str, ...], out: str) -> None:
-    """Write the label maps by the names that were given to the clusters on the atlas.
+    """Write label maps by the names that a person gave to the clusters on the atlas.
 
-    Reads the file that `segment.names` gives, data/segments.h5, data/index.csv and the photos.
-    Writes to data/named/ labels/ (index PNG, 255 = none), overlays/, classes.txt, legend.png,
-    areas.csv and names.json; where `segment.names` is null, nothing but a note of that. Names of
-    another head are carried over by the photos of both: names.json is then of this head. With
-    --format coco also coco/instances.json and panoptic.json, with --format label_studio
-    predictions for Label Studio.
+    Reads the file of `segment.names`, data/segments.h5, data/index.csv and the photos. Writes
+    labels/ (index PNG, 255 = none), overlays/, classes.txt, legend.png, areas.csv and names.json to
+    data/named/. If `segment.names` is null, it writes a note of that and nothing else. Names of
+    another head are carried over by the photos of both, and names.json is then of this head.
+    --format coco adds coco/instances.json and panoptic.json, --format label_studio predictions for
+    Label Studio.
     """
     name_maps(load(params), index, segments, out, formats)
 

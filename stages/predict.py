@@ -147,7 +147,7 @@ def settle(photos: Sequence[Photo], white: float | None, notes: Sequence[str]) -
         click.echo(note, err=True)
     if several:
         names = some([str(path) for path in several])
-        click.echo(f"of several pages or frames the first is read: {names}", err=True)
+        click.echo(f"only the first page or frame is read of {names}", err=True)
     if not deep:
         return white
     found = white or find_white(deep)
@@ -239,18 +239,22 @@ def write_one(
     "--matching",
     default=MATCHINGS[0],
     type=click.Choice(MATCHINGS),
-    help="How clusters took classes: the likeliest of a pixel, or as papers print scores "
-    "(majority_iou, which eval shows first).",
+    help="How clusters take classes: the likeliest class of a pixel (majority_count), or as in "
+    "papers (majority_iou).",
 )
 @click.option("--weights", help="The backbone's weights, if they have moved.")
-@click.option("--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="Where.")
+@click.option(
+    "--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="GPU or CPU."
+)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0, min_open=True),
-    help="As `segment.temperature`; without it the logits are interpolated.",
+    help="As `segment.temperature`; by default logits are interpolated.",
 )
 @click.option("--crf", default="none", type=click.Choice(CRFS), help="As `segment.crf`.")
-@click.option("--protocol", help="How photos are looked at; without it whole, as in training.")
+@click.option(
+    "--protocol", help="One of the head's protocols; by default whole photos, as in training."
+)
 @click.option("--merge-to", type=click.IntRange(min=2), help="As `segment.merge_to`.")
 def main(
     images: tuple[str, ...], out: str, head: str, mapping: str, names: str | None,
@@ -260,11 +264,11 @@ def main(
 ) -> None:  # fmt: skip
     """Segment new IMAGES (files, and folders with all below them) with a trained head.
 
-    Reads the images, data/head and, for the names of the classes, results/mapping.json or what
-    --names gives. Writes labels/<name>.png with class indices (255 = none) or, without a mapping,
-    cluster ids, overlays/<name>.jpg, classes.txt, legend.png and areas.csv (pixels of each class in
-    each photo) to the folder --out; with --format coco also coco/instances.json and panoptic.json,
-    with --format label_studio predictions for Label Studio.
+    Reads the images, data/head and the names of the classes: results/mapping.json, or the file of
+    --names. Writes to the folder --out: labels/<name>.png with class indices (255 = none), or with
+    cluster ids if there are no names; overlays/<name>.jpg, classes.txt, legend.png and areas.csv
+    (pixels of each class in each photo). --format coco adds coco/instances.json and panoptic.json,
+    --format label_studio predictions for Label Studio.
     """
     manifest = heads.load_head(head)[2]
     whose = choose_predictor(manifest, predictor, named=names is not None)

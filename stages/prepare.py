@@ -88,14 +88,13 @@ def prepare_set(
 @click.option("--out", default="data/index.csv", help="Index of images to write.")
 @click.option("--labels", default="data/labels.csv", help="Index of labels to write.")
 def main(params: str, out: str, labels: str) -> None:
-    """Check the data sets' images and write their index.
+    """Check images and labels and write their index.
 
-    Reads every image of the splits in use (the training split of `train_on`, the evaluation splits
-    of `eval_on`; `dataset` where these are null) and, where there are labels, checks them too (they
-    are used by eval and report alone). Files that are as they were when they were found good are
-    not read again: data/.checked.csv remembers them. Writes path, size, content hash and split of
-    every image to data/index.csv, and the labels' to data/labels.csv. All bad files are named at
-    once.
+    Reads every image of the splits in use: the training split of `train_on` and the evaluation
+    splits of `eval_on`. It checks labels too, though only eval and report use them. Files that have
+    not changed since they were found good are not read again (data/.checked.csv). Writes path,
+    size, content hash and split of every image to data/index.csv, and of every label to
+    data/labels.csv. Names all bad files at once.
     """
     prepare(load(params), out, labels)
 

@@ -34,7 +34,7 @@ from stages.showing.gallery import (
 from stages.showing.letters import tell_unshown
 from stages.showing.pages import render, write_pages
 from stages.showing.planned import plan_of
-from stages.showing.score_table import learned_from, oracle_alone, print_scores
+from stages.showing.score_table import learned_from, oracle_alone
 from stages.showing.sweep import draw_sweep
 
 SUGGESTING = "majority_count"  # that names to begin with follow: the likeliest class
@@ -101,21 +101,11 @@ def make_report(
             "report.html", sections=sections, curves=curves, named=named_areas(named), **facts
         )
         write_pages(out, {"index.html": page, "clusters.html": atlas}, pictures)
-    print_all_scores(params, found, labelled)
-    click.echo(f"To name the clusters: {Path(out) / 'clusters.html'}")
     for (name, _), section in zip(sets, sections, strict=True):
         if "oracle" in section["origins"]:
             click.echo(f"{name}: " * (len(sets) > 1) + verdict(found[name].metrics[main]))
-    click.echo(f"Report: {Path(out) / 'index.html'}")
-
-
-def print_all_scores(
-    params: Params, found: Mapping[str, store.Evaluation], labelled: Mapping[str, Any] | None
-) -> None:
-    """Print the scores of every data set."""
-    for name, split in params.eval_sets:
-        fitted = params.fitted_on(name, split)
-        print_scores(name, found[name].metrics, fitted, split, params.train_split, labelled)
+    pages = [Path(out) / name for name in ("index.html", "clusters.html")]
+    click.echo(f"Open {pages[0]} (scores, gallery) and {pages[1]} (names for the clusters).")
 
 
 def draw_set(
@@ -361,12 +351,12 @@ def main(
     params: str, index: str, labels: str, segments: str, results: str, named: str,
     sweep: str | None, out: str,
 ) -> None:  # fmt: skip
-    """Draw the metrics, curves and gallery as one HTML page.
+    """Draw scores, curves and gallery as one HTML page, and the atlas.
 
-    Reads the results of eval, the training curve, label maps (also those by name), photos, and of
-    the gallery's images eigenfunctions and labels (data/ and results/). Writes index.html and
-    clusters.html (the atlas, on which one names clusters), which need no network, and every
-    picture as PNG to results/report/. Prints the scores and where the pages are.
+    Reads the results of eval, the training curve, label maps (also those by name), photos and
+    labels. Writes to results/report/: index.html, clusters.html (the atlas, on which you name the
+    clusters) and every picture as PNG. Neither page needs a network. Prints a
+    verdict and which pages to open.
     """
     if sweep:
         draw_sweep(sweep, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,14 @@ from cache.store.artefact import file_hash
 from stages import extract
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+OUTPUTS = {
+    "prepare": ("data/index.csv", "data/labels.csv"),
+    "extract": ("data/features.zarr",),
+    "context": ("data/context.zarr",),
+    "graph": ("data/graph.h5",),
+    "train": ("data/head", "results/curve.csv"),
+    "segment": ("data/segments.h5",),
+}
 COLOURS = np.array([[90, 140, 220], [60, 130, 50], [120, 110, 100], [200, 60, 40]])
 
 
@@ -85,6 +94,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Project:
     """A project folder of a test: its params.yaml and its stages, run as a user would."""
 
+    once: Callable[[], Project]
+
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder = folder
         self.tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
@@ -127,6 +138,19 @@ class Project:
             result = self.run(name)
             assert result.exit_code == 0, result.output
 
+    def made(self, last: str) -> None:
+        """Have the stages up to this one done: their files are copied from a project like this."""
+        other = self.once()
+        assert self.tree == other.tree, "only projects without settings of their own can be copied"
+        (self.folder / "data/.work").mkdir(parents=True, exist_ok=True)
+        for stage, paths in OUTPUTS.items():
+            for path in paths:
+                source, target = other.folder / path, self.folder / path
+                target.parent.mkdir(exist_ok=True)
+                (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+            if stage == last:
+                return
+
     def fails(self, name: str, *texts: str) -> str:
         """Run a stage that must end in one clear error that holds these texts."""
         result = self.run(name)
@@ -147,15 +171,33 @@ def run_stages(folder: Path, weights: Path, *stages: str) -> Path:
     return folder
 
 
-@pytest.fixture
-def project(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A labelled project of 6 training and 3 validation images, nothing run yet."""
-    make_dataset(tmp_path / "photos", {"train": 6, "val": 3})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("EIGENSEG_TRACEBACK", raising=False)
+def begin(folder: Path, weights: Path, patch: pytest.MonkeyPatch) -> Project:
+    """Lay out a project of 6 training and 3 validation images and go there."""
+    make_dataset(folder / "photos", {"train": 6, "val": 3})
+    patch.chdir(folder)
+    patch.delenv("EIGENSEG_TRACEBACK", raising=False)
     for name in ("SHARD_PATCHES", "TILE_PATCHES"):  # several shards
-        monkeypatch.setattr(extract, name, 200)
-    return Project(tmp_path, weights)
+        patch.setattr(extract, name, 200)
+    return Project(folder, weights)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Project:
+    """A project whose stages up to segment have run, for others to copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = begin(tmp_path_factory.mktemp("once"), weights, patch)
+        found.ok(*OUTPUTS)
+    return found
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Project:
+    """A labelled project of 6 training and 3 validation images, nothing run yet."""
+    found = begin(tmp_path, weights, monkeypatch)
+    found.once = lambda: request.getfixturevalue("once")
+    return found
 
 
 def tables(command: click.Command, *options: str) -> list[dict]:

@@ -120,11 +120,11 @@ def test_every_epoch_draws_all_tiles_anew(drawn: Project) -> None:
 def test_no_graph_is_stored_and_a_killed_training_ends_the_same(drawn: Project) -> None:
     assert "no graphs; training makes those of 2 new batches" in drawn.run("graph").output
     assert Path("data/graph.h5").stat().st_size < 20_000
-    drawn.set("train.epochs", 30)
+    drawn.set("train.epochs", 10)
     drawn.ok("train")
     expected = tree_bytes(Path("data/head"))
     curve = Path("results/curve.csv").read_text()
-    assert len(curve.splitlines()) == 1 + 30 * 2
+    assert len(curve.splitlines()) == 1 + 10 * 2
     shutil.rmtree("data/head")
     kill_when("train", "*/checkpoint.pt", 1, "heads.save_checkpoint")
     result = drawn.run("train")
@@ -151,7 +151,7 @@ def test_a_k_beyond_the_smallest_batch_is_refused_before_training(drawn: Project
     drawn.set("graph.k", least - 1)
     drawn.ok("graph")
     drawn.set("graph.other_images", True)
-    drawn.fails("graph", "other_images asks for scope dataset")
+    drawn.fails("graph", "other_images needs scope dataset")
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -53,7 +53,7 @@ def test_trained_heads_and_kmeans_score_as_the_stages_say(project: Project) -> N
 
 
 def test_every_opponent_is_a_row_with_its_spread(project: Project) -> None:
-    project.ok("prepare", "extract", "context")
+    project.made("context")
     named = ["kmeans:last", "kmeans:last:4", "spectral:last:6", "probe:last"]
     sizes = ["--clusters", "4", "--patches", "100", "--k", "8", "--seeds", "2", "--epochs", "3"]
     result = CliRunner().invoke(contest.main, [*named, *sizes], catch_exceptions=False)
@@ -80,7 +80,7 @@ def test_every_opponent_is_a_row_with_its_spread(project: Project) -> None:
 def test_an_opponent_that_cannot_run_is_refused_before_any_has_run(
     monkeypatch: pytest.MonkeyPatch, project: Project, second: str, text: str
 ) -> None:
-    project.ok("prepare", "extract", "context")
+    project.made("context")
     monkeypatch.setitem(sys.modules, "ncut_pytorch", None)
     scored: list[object] = []
     monkeypatch.setattr(contest, "score", lambda *asked: scored.append(asked))

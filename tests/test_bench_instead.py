@@ -65,7 +65,7 @@ def test_neighbours_are_those_of_brute_force() -> None:
 
 
 def test_patches_of_a_cache_are_those_of_its_first_tiles(project: Project) -> None:
-    project.ok("prepare", "extract", "context")
+    project.made("context")
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
     tiles = cache.tiles_of(load().train_split)
     first, second, third = cache.sizes(tiles)[:3]

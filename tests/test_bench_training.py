@@ -116,7 +116,7 @@ def test_without_a_gpu_nothing_is_measured() -> None:
 
 
 def test_the_stage_tells_how_long_it_waited_but_writes_no_time(project: Project) -> None:
-    project.ok("prepare", "extract", "context", "graph")
+    project.made("graph")
     result = project.run("train")
     assert result.exit_code == 0, result.output
     assert "% of the time for data" in result.output

@@ -163,7 +163,7 @@ def opened() -> Features:
 
 
 def test_the_stage_writes_what_the_numerics_give(project: Project) -> None:
-    project.ok("prepare", "extract", "context")
+    project.made("context")
     both = opened()
     fit = Context(**read_fit("data/context.zarr"))
     assert fit.weights.tolist() == [1.0, 0.5] and fit.channels == both.channels("context") == 32
@@ -177,7 +177,7 @@ def test_the_stage_writes_what_the_numerics_give(project: Project) -> None:
 
 
 def test_the_whitening_is_fitted_to_the_training_split_alone(project: Project) -> None:
-    project.ok("prepare", "extract", "context")
+    project.made("context")
     cache, fit = opened(), Context(**read_fit("data/context.zarr"))
     tiles = cache.tiles_of("train")  # fewer patches than the sample: all of them are in it
     points = [cache.batch([level], tiles).astype(np.float32) for level in ("late", "last")]
@@ -187,7 +187,7 @@ def test_the_whitening_is_fitted_to_the_training_split_alone(project: Project) -
 
 
 def test_head_and_prediction_keep_the_fit(project: Project) -> None:
-    project.ok("prepare", "extract", "context", "graph", "train")
+    project.made("train")
     _, fitted_beside, manifest = heads.load_head("data/head")
     assert manifest["context"] == ["late", "last"]
     stored = read_fit("data/context.zarr")
@@ -210,7 +210,7 @@ def test_without_a_level_that_uses_it_there_is_a_manifest_alone(project: Project
 
 
 def test_other_choices_make_another_level(project: Project) -> None:
-    project.ok("prepare", "extract")
+    project.made("extract")
     prints = []
     changes = (
         ("seed", 0),
@@ -228,20 +228,10 @@ def test_other_choices_make_another_level(project: Project) -> None:
 
 
 def test_a_level_of_another_cache_is_refused(project: Project) -> None:
-    project.ok("prepare", "extract", "context")
+    project.made("context")
     project.set("extract.train.short_side", 80)
     project.ok("extract")
     project.fails("graph", "data/context.zarr was made from another feature cache", "dvc repro")
-
-
-@pytest.mark.parametrize("scheduler", ["threads", "local"])
-def test_every_scheduler_writes_the_same_bytes(project: Project, scheduler: str) -> None:
-    project.set("compute.threads", 1)
-    project.ok("prepare", "extract", "context")
-    expected = tree_bytes(Path("data/context.zarr"))
-    project.set("compute.scheduler", scheduler)
-    project.ok("context")
-    assert tree_bytes(Path("data/context.zarr")) == expected
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "damaged"])
@@ -276,7 +266,7 @@ def test_an_interrupted_stage_goes_on_and_ends_the_same(
 
 
 def test_damage_is_told(project: Project) -> None:
-    project.ok("prepare", "extract", "context", "graph")
+    project.made("graph")
     path = Path("data/context.zarr/fit.safetensors")
     content = bytearray(path.read_bytes())
     content[-3] ^= 1

@@ -281,7 +281,7 @@ def _maps() -> dict[tuple[str, int], np.ndarray]:
 
 @pytest.mark.parametrize("name", ["ours", "program"])
 def test_segment_and_predict_take_the_crf(project: Project, name: str) -> None:
-    project.ok("prepare", "extract", "context", "graph", "train", "segment")
+    project.made("segment")
     plain, first = _maps(), tree_bytes(Path("data/segments.h5"))
     project.set("segment.crf", name)
     project.ok("segment")

@@ -62,7 +62,9 @@ def test_repro_then_a_queue_that_reuses_the_features(
     before = json.loads((clone / "results/metrics.json").read_text())
     assert (clone / "results/report/index.html").is_file()
     commit(clone, "first results")
-    run(clone, "dvc", "exp", "run", "--queue", "-S", "graph.alpha=0.0,0.3")
+    shown = run(clone, "dvc", "metrics", "show")
+    assert "tiny.ours" in shown and max(map(len, shown.splitlines())) <= 80
+    run(clone, "dvc", "exp", "run", "--queue", "-S", "graph.alpha=0.0,0.3", "eval")
     text = run(clone, "dvc", "exp", "run", "--run-all")
     for stage in ("extract", "context", "graph"):
         assert text.count(f"Stage '{stage}' didn't change, skipping") == 2, text

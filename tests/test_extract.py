@@ -104,7 +104,7 @@ def test_killed_and_restarted_gives_the_same_bytes(project: Project) -> None:
 
 
 def test_other_parameters_never_meet_old_shards(project: Project) -> None:
-    project.ok("prepare", "extract")
+    project.made("extract")
     first = json.loads((CACHE / "manifest.json").read_text())["fingerprint"]
     project.set("extract.final_norm", ["first", "last"])
     project.ok("extract")
@@ -115,17 +115,8 @@ def test_other_parameters_never_meet_old_shards(project: Project) -> None:
     assert len({first, second, third}) == 3
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "local"])
-def test_every_scheduler_writes_the_same_bytes(project: Project, scheduler: str) -> None:
-    project.ok("prepare", "extract")
-    expected = tree_bytes(CACHE)
-    project.set("compute.scheduler", scheduler)
-    project.ok("extract")
-    assert tree_bytes(CACHE) == expected
-
-
 def test_a_flipped_bit_and_a_truncated_shard_are_found(project: Project) -> None:
-    project.ok("prepare", "extract", "context")
+    project.made("context")
     shard = CACHE / "block_00/c/0/0"
     whole = bytearray(shard.read_bytes())
     whole[100] ^= 4
@@ -242,7 +233,7 @@ def test_two_processes_never_share_a_work_folder(project: Project) -> None:
 
 
 def test_int8_halves_the_cache_within_half_a_step(project: Project) -> None:
-    project.ok("prepare", "extract")
+    project.made("extract")
     exact = Features.open(CACHE)
     tokens = {tile: exact.tokens("middle", tile) for tile in range(len(exact.tiles))}
     large = (CACHE / "block_03/c/0/0").stat().st_size

@@ -87,11 +87,12 @@ def test_hours_of_k_means_are_told_before_they_pass(monkeypatch: pytest.MonkeyPa
 # Stopped
 
 
-@pytest.mark.parametrize("stage", ["prepare", "extract", "context", "graph", "train", "segment"])
+@pytest.mark.parametrize("stage", ["prepare", "extract", "train"])  # they write in three ways
 def test_ctrl_c_ends_a_stage_in_a_line_and_the_next_run_completes_it(
     project: Project, stage: str
 ) -> None:
-    order = ["prepare", "extract", "context", "graph", "train", "segment"]
+    """In a process of its own, where the package lies elsewhere, as from a wheel."""
+    order = ["prepare", "extract", "context", "graph", "train"]
     project.ok(*order[: order.index(stage)])
     program = (
         "import os, signal, threading, stages.running.progress as p; from stages import main\n"
@@ -106,7 +107,7 @@ def test_ctrl_c_ends_a_stage_in_a_line_and_the_next_run_completes_it(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment
     )
     assert run.returncode == 128 + signal.SIGINT, run.stderr
-    assert "stopped by Ctrl-C. What is finished is kept" in run.stderr
+    assert "stopped by Ctrl-C. Finished parts are kept" in run.stderr
     assert "Traceback" not in run.stderr
     project.ok(stage)
 
@@ -133,7 +134,7 @@ def test_a_folder_that_must_not_be_written_is_named(
 
 
 def test_eval_of_another_data_set_says_so(project: Project) -> None:
-    project.ok("prepare", "extract", "context", "graph", "train", "segment")
+    project.made("segment")
     rows = [ImageRow(0, "all", "a", "a.jpg", 1, 1, "")]
     write_index("data/index.csv", rows)
     write_labels("data/labels.csv", {}, [], rows)
@@ -239,15 +240,3 @@ def test_paths_with_spaces_and_umlauts(project: Project) -> None:
     result = project.run("predict", root, "--out", "Ergebnis für Ä", "--mapping", "none")
     assert result.exit_code == 0, result.output
     assert Image.open("Ergebnis für Ä/labels/Ä b/ö 000.png").size == (128, 96)
-
-
-def test_stages_run_from_an_installed_wheel_in_any_folder(project: Project) -> None:
-    """As from a wheel: the package lies elsewhere, and the current folder holds only a project."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    code = f"import torch; torch.set_num_threads({torch.get_num_threads()}); import stages; "
-    for stage in ("prepare", "extract"):
-        run = subprocess.run(
-            [sys.executable, "-c", f"{code} stages.main(['{stage}'])"],
-            capture_output=True, text=True, env=environment,
-        )  # fmt: skip
-        assert run.returncode == 0, run.stderr

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cache.store.errors import InputError
+from docs.parameters import commented, described, page
 from stages.settings.params import Params, is_parameter, parse
 from stages.settings.params import load as load_params
 from tests.conftest import REPOSITORY
@@ -122,7 +123,7 @@ def test_levels_of_the_context_are_stored_ones_with_a_weight(tmp_path: Path, tre
 
 def test_neighbours_in_other_images_need_the_whole_split(tmp_path: Path, tree: dict) -> None:
     tree["graph"]["other_images"] = True
-    with pytest.raises(InputError, match=r"graph: other_images asks for scope dataset"):
+    with pytest.raises(InputError, match=r"graph: other_images needs scope dataset"):
         load(tmp_path, tree)
     tree["graph"].update(scope="dataset", k=32)
     assert load(tmp_path, tree).graph.other_images
@@ -200,15 +201,19 @@ def leaves(tree: object, key: str = "") -> dict[str, object]:
 
 
 def test_every_parameter_is_documented_with_its_default(tree: dict) -> None:
-    text = (REPOSITORY / "docs/parameters.md").read_text()
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
-    documented = {row[0].strip("| `"): row[1] for row in rows}
+    """The reference page, which is made of params.yaml and of the schema."""
+    keys = [*commented((REPOSITORY / "params.yaml").read_text()), *described()]
+    documented = {key.name: key for key in keys}
     shipped = leaves(tree)
-    assert documented and set(shipped) <= set(documented)
+    assert set(shipped) <= set(documented)
     optional = set(documented) - set(shipped)  # keys of an entry that the shipped ones leave out
     assert all(
         "<name>" in key and is_parameter(key.replace("<name>", "scenes")) for key in optional
     )
-    for key, default in documented.items():
-        if "<name>" not in key:
-            assert yaml.safe_load(default) == shipped[key], key
+    for name, key in documented.items():
+        assert len(key.meaning) > 2, f"{name} needs a comment"
+        if "<name>" not in name:
+            assert yaml.safe_load(key.default) == shipped[name], name
+    text = page((REPOSITORY / "params.yaml").read_text())
+    assert "| `graph.scope` | `group` | `group`, `dataset`, `batch` | " in text
+    assert "| `clusters` | `64` | integer from 2 to 65536 | " in text

@@ -16,15 +16,23 @@ from PIL import Image
 
 from cache import features
 from cache.store.artefact import sweep, write_bytes
-from tests.conftest import REPOSITORY, Project
+from tests.conftest import REPOSITORY, Project, make_dataset, run_stages
 
 ALL = ("prepare", "extract", "context", "graph", "train", "segment", "eval", "report")
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    make_dataset(folder / "photos", {"train": 6, "val": 3})
+    return run_stages(folder, weights, *ALL)
+
+
 @pytest.fixture
-def finished(project: Project) -> Project:
-    project.set("train.epochs", 1)
-    project.ok(*ALL)
+def finished(once: Path, project: Project) -> Project:
+    """A copy of a project that has run up to the report."""
+    shutil.copytree(once, project.folder, dirs_exist_ok=True)
+    project.set("extract.batch", 1)
     return project
 
 

@@ -158,6 +158,20 @@ def test_counts_alone_give_every_pixel(scored: Project) -> None:
             np.testing.assert_array_equal(counts[name][split].sum(0), np.bincount(pixels))
 
 
+def test_the_summaries_hold_a_number_for_each_predictor(scored: Project) -> None:
+    """That of the mapping fitted on other labels than those scored, where there is one."""
+    scored.ok("eval")
+    metrics = metrics_of()
+    for measure in results.MEASURES:
+        found = json.loads(Path(f"results/{measure}.json").read_text())["tiny"]
+        for name in PREDICTORS:
+            expected = metrics[name]["majority_iou"]["train"][measure]
+            assert found[name] == pytest.approx(expected, abs=0.005)
+    oracle = {"ours": {"k": 2, "majority_iou": {"oracle": {"miou": 12.345}}}}
+    assert results.summary({"other": {"full": oracle}}, "miou") == {"other": {"ours": 12.35}}
+    assert results.summary({"own": {"full": {"ours": {"k": 2}}}}, "miou") == {"own": {}}
+
+
 def test_the_mapping_names_clusters(scored: Project) -> None:
     scored.ok("eval")
     (mapping,) = results.read_mappings("results/mapping.json").values()
@@ -192,17 +206,19 @@ def test_the_printed_table_says_what_is_an_oracle(scored: Project) -> None:
     assert "train: mapping fitted on the labels of train only." in output
 
 
-def test_the_report_ends_with_scores_verdict_and_its_place(scored: Project) -> None:
+def test_the_report_ends_with_a_verdict_and_the_pages_to_open(scored: Project) -> None:
     scored.ok("eval")
     output = scored.run("report").output
-    assert re.search(r"kmeans\b.*majority_iou", output)
+    assert "used/K" not in output  # `eval` has printed the table
     metrics = metrics_of()
     ours, plain = (metrics[n]["majority_iou"]["oracle"]["miou"] for n in ("ours", "kmeans"))
     assert ours > plain
     said = f"ours beats kmeans at the same K: {ours:.1f} against {plain:.1f} mIoU (majority_iou"
     assert output.splitlines()[-2].startswith(f"In this run {said}")
     assert said in Path("results/report/index.html").read_text()
-    assert output.splitlines()[-1] == f"Report: {Path('results/report/index.html')}"
+    folder = Path("results/report")
+    told = f"Open {folder / 'index.html'} (scores, gallery) and {folder / 'clusters.html'} "
+    assert output.splitlines()[-1].startswith(told)
     worse = {"ours": metrics["kmeans"], "kmeans": metrics["ours"]}
     assert verdict(worse).startswith("In this run ours does not beat kmeans")
     assert "does not beat" in verdict({"ours": metrics["ours"], "kmeans": metrics["ours"]})

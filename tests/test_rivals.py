@@ -102,7 +102,7 @@ def test_segments_of_all_images_fall_into_the_clusters_of_their_halves(
 
 
 def test_rivals_are_rows_of_the_table(project: Project) -> None:
-    project.ok("prepare", "extract", "context")
+    project.made("context")
     named = ["dsm:last", "neuralef:last", "spin:last"]
     sizes = ["--clusters", "4", "--seeds", "1", "--epochs", "5", "--functions", "4"]
     result = CliRunner().invoke(contest.main, [*named, *sizes], catch_exceptions=False)

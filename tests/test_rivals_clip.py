@@ -173,7 +173,7 @@ def test_scores_are_cosines_to_the_references_times_what_clip_says(clip: maskcli
 def test_they_are_rows_of_the_table_that_no_mapping_helps(
     project: Project, folder: Path, clip: maskclip.Clip
 ) -> None:
-    project.ok("prepare", "extract", "context")
+    project.made("context")
     named = ["maskclip", "reco:last"]
     asked = [*named, "--clip-model", f"local-dir:{folder}", "--archive", "3", "--seeds", "2"]
     (table,) = tables(contest.main, *asked)

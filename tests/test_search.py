@@ -210,17 +210,6 @@ def test_threads_write_the_same_bytes(whole: Project) -> None:
     assert tree_bytes(Path("data/graph.h5")) == expected
 
 
-def test_workers_write_the_same_bytes(project: Project) -> None:
-    project.set("graph.scope", "dataset")
-    project.set("graph.k", 4)
-    project.set("compute.threads", 1)
-    project.ok("prepare", "extract", "context", "graph")
-    expected = tree_bytes(Path("data/graph.h5"))
-    project.set("compute.scheduler", "local")
-    project.ok("graph")
-    assert tree_bytes(Path("data/graph.h5")) == expected
-
-
 def test_a_damaged_index_is_made_anew(whole: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     whole.ok("graph")
     expected = tree_bytes(Path("data/graph.h5"))

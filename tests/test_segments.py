@@ -227,8 +227,7 @@ def test_scores_of_one_tile() -> None:
 @pytest.fixture
 def trained(project: Project) -> Project:
     """A project whose stages up to train have run."""
-    project.set("train.epochs", 1)
-    project.ok("prepare", "extract", "context", "graph", "train")
+    project.made("train")
     return project
 
 
@@ -364,14 +363,6 @@ def test_parts_of_another_head_are_not_reused(
     assert "resumed" not in result.output
     with Segments("data/segments.h5") as store:
         assert (store.read("ours", 0) != naive_labels(0, 96, 128, None)).mean() < 1e-3
-
-
-def test_threads_write_the_same_file(trained: Project) -> None:
-    trained.ok("segment")
-    expected = Path("data/segments.h5").read_bytes()
-    trained.set("compute.scheduler", "threads")
-    trained.ok("segment")
-    assert Path("data/segments.h5").read_bytes() == expected
 
 
 def test_features_that_are_not_finite_end_the_stage(trained: Project) -> None:

@@ -277,7 +277,7 @@ def test_of_several_pages_the_first_is_read_and_told(project: Project) -> None:
         pages[0].save(f"pages/{name}", save_all=True, append_images=pages[1:])
         assert abs(int(read_image(f"pages/{name}").max()) - 10) < 8
     project.set("datasets.tiny", {"root": "pages", "train": "all", "eval": "all"})
-    text = "of several pages or frames the first is read: pages/a.tif, pages/b.webp, pages/c.png"
+    text = "only the first page or frame is read of pages/a.tif, pages/b.webp, pages/c.png"
     assert text in project.run("prepare").output
 
 

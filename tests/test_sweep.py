@@ -19,11 +19,9 @@ from stages.showing.sweep import points, read_experiments, varied
 def row(typ: str, alpha: str, seed: str, miou: float | None, **others: str) -> dict[str, Any]:
     """A row as `dvc exp show --csv` writes it; ours_kmeans and kmeans are 1 and 2 lower."""
     scores = {
-        f"scenes.full.{name}.{matching}.oracle.miou": ""
-        if miou is None
-        else miou - less - 20 * (i > 0)
+        f"results/{measure}.json:scenes.{name}": "" if miou is None else miou - less + 20 * i
         for less, name in enumerate(PREDICTORS)
-        for i, matching in enumerate(("majority_iou", "hungarian"))
+        for i, measure in enumerate(("miou", "accuracy"))
     }
     params = {"seed": seed, "clusters": "64", "graph.alpha": alpha, "train.beta": ""}
     return {"typ": typ, "State": "Success", **scores, **params, "stages/train.py": "1f", **others}
@@ -49,12 +47,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def test_finished_experiments_count_and_nothing_else(tmp_path: Path) -> None:
     rows = read_experiments(write(tmp_path / "sweep.csv", ROWS))
-    assert [float(found["scenes.full.ours.majority_iou.oracle.miou"]) for found in rows] == [
-        40,
-        44,
-        39,
-        38,
-    ]
+    scores = [float(found["results/miou.json:scenes.ours"]) for found in rows]
+    assert scores == [40, 44, 39, 38]
 
 
 def test_what_varies_is_a_parameter_and_the_seed_repeats_it(tmp_path: Path) -> None:
@@ -72,8 +66,8 @@ def test_points_are_in_order_with_all_their_experiments(tmp_path: Path) -> None:
     line = points(rows, "graph.alpha")
     assert [point.value for point in line] == ["0.0", "0.3", "null", "auto"]
     assert [point.experiments for point in line] == [2, 2, 1, 1]
-    assert line[1].miou["majority_iou"]["kmeans"] == [38.0, 42.0]
-    assert line[0].miou["hungarian"]["ours"] == [19.0, 18.0]
+    assert line[1].scores["miou"]["kmeans"] == [38.0, 42.0]
+    assert line[0].scores["accuracy"]["ours"] == [59.0, 58.0]
 
 
 def test_the_page_has_means_and_spreads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

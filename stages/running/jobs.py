@@ -243,7 +243,7 @@ def _watched(client: Any) -> Iterator[None]:
         while not over.wait(PATIENCE):
             if client.status == "running" and not client.scheduler_info()["workers"]:
                 print(
-                    f"the Dask scheduler {address} has no worker, so that the jobs wait: start "
+                    f"the Dask scheduler {address} has no worker, so the jobs wait: start "
                     f"one with `dask worker {address}` (it ends at once where this project is not "
                     "installed).",
                     file=sys.stderr,

@@ -86,8 +86,8 @@ class Params(Section):
         if self.extract.train.views > self.train.epochs:
             raise ValueError(
                 f"extract.train.views ({self.extract.train.views}) must not exceed train.epochs "
-                f"({self.train.epochs}), for an epoch takes one view of each image: lower views or "
-                "raise epochs"
+                f"({self.train.epochs}), because an epoch takes one view of each image: lower "
+                "views or raise epochs"
             )
         return self
 

@@ -1,4 +1,8 @@
-"""The sections of params.yaml; the meaning of each key stands beside it in that file."""
+"""The sections of params.yaml.
+
+The meaning of a key stands beside it in that file; that of the keys of data sets, backbones and
+protocols, whose entries have names of their own, stands here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 def _not_tiny(value: float) -> float:
     if value < 1e-6:
-        raise ValueError(f"must be at least 1e-6, for float32 divides by it, found {value}")
+        raise ValueError(f"must be at least 1e-6, because float32 divides by it, found {value}")
     return value
 
 
@@ -27,7 +31,10 @@ Level = Literal["context"] | Stored
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )  # fmt: skip
 
 
 def _expanded(value: str) -> str:
@@ -46,31 +53,49 @@ LabelValue = Annotated[int, Field(ge=0, le=255)]
 
 class DatasetParams(Section):
     root: PathText
+    """a folder with `images/<split>/`, and perhaps `labels/<split>/` and `classes.txt`, or with
+    loose photos; the path may be absolute, begin with ~, or name environment variables"""
     train: str
+    """split that the head and both K-means learn from; `all` for loose photos"""
     eval: str
+    """split that is segmented and scored"""
     format: Literal["folder", "images", "cityscapes", "ade20k", "coco_stuff", "pascal_context"] = (
         "folder"
     )
+    """how it lies on disk: `folder`; `images` (`root/<split>/` with folders of any depth, without
+    labels); or the layout of a benchmark"""
     classes: Count | None = None
+    """number of classes that the labels of a benchmark are read with: 27 or 19 (Cityscapes), 150
+    (ADE20K), 27 or 171 (COCO-Stuff), 59 or 60 (Pascal Context)"""
     subset: Count | None = None
+    """images of the training split, those whose names' hashes come first; null = all"""
     white: Positive | None = None
+    """value that becomes 255 in files of more than 8 bits a channel; null = the greatest of 10, 12,
+    14 or 16 bits that the brightest pixel asks for"""
     values: dict[LabelValue, LabelValue] | None = None
+    """classes of label values that are not the indices of classes, such as {255: 1}; the class 255
+    means ignored (format `folder`)"""
     protocols: list[str] | None = None
+    """`protocols` that score this data set; null = those of `extract.eval`"""
 
     @model_validator(mode="after")
     def _own_labels(self) -> DatasetParams:
         if self.values and self.format != "folder":
             raise ValueError(
-                f"values is for format folder, found {self.format}, whose values have their "
-                "meaning: remove it"
+                f"values is for format folder, found {self.format}, whose label values have a "
+                "meaning already: remove it"
             )
         return self
 
 
 class BackboneParams(Section):
     model: str
+    """a ViT of timm, with or without the tag of its weights, or `local-dir:FOLDER` with a model
+    that timm saved (the paper: ViT-S/16 at 384 px, ImageNet-21k)"""
     weights: PathText | None
+    """checkpoint file, safetensors or torch; null = from the model hub, or what lies in FOLDER"""
     context: dict[Stored, Positive]
+    """the cached levels that make the level `context`, each with its weight"""
 
 
 def _check_windows(window: int | None, stride: int | None) -> None:
@@ -150,9 +175,13 @@ class PixelGraphParams(Section):
 
 class ProtocolParams(Section):
     short_side: Annotated[int, Field(ge=1, le=16384)] | None
+    """px that the short side is resized to; null = `extract.train.short_side`"""
     crop: Count | None
+    """px, side of the square in the centre that is scored; null = the whole image"""
     window: Count | None
+    """px, side of sliding windows, whose scores are averaged in pixels; null = none"""
     stride: Count | None
+    """px between windows"""
 
     @model_validator(mode="after")
     def _one_way(self) -> ProtocolParams:
@@ -190,7 +219,7 @@ class GraphParams(Section):
             )
         if self.scope != "dataset" and self.other_images:
             raise ValueError(
-                "other_images asks for scope dataset: the images of a batch are few and random"
+                "other_images needs scope dataset: the images of a group are few and random"
             )
         return self
 

@@ -14,8 +14,8 @@ _TEXT = ("predictor", "matching")
 def oracle_alone(learned: str) -> str:
     """Why a data set has oracle mappings alone, where the head learned from another's split."""
     return (
-        f"The head was trained on {learned}, another data set with other classes: the mapping is "
-        "an oracle alone."
+        f"The head was trained on {learned}, another data set with other classes, so the mapping "
+        "is an oracle."
     )
 
 

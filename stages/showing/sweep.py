@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -9,31 +10,31 @@ from typing import NamedTuple
 
 import click
 
-from cache.results import read_rows
+from cache.results import MEASURES, read_rows
 from cache.segments import PREDICTORS
 from cache.store.errors import InputError
 from stages.settings.params import is_parameter
 from stages.showing.drawing import Picture, sweep_chart
 from stages.showing.pages import render, write_pages
 
-MATCHINGS = ("majority_iou", "hungarian")
 EXPERIMENTS = ("branch_base", "branch_commit")  # rows of finished experiments, in DVC's words
 SEED = "seed"  # repeats an experiment: it is averaged over, unless nothing else was varied
 NOTES = (
-    "Experiments of `dvc exp show --csv`. Charts: mIoU (majority_iou, oracle), a dot for each "
-    "experiment, lines through the means.",
-    "Where several data sets or protocols are scored, it is the first one.",
-    "Table: mIoU with oracle mappings, the mean over all experiments with that value and, in "
-    "brackets, greatest - least. Where several parameters vary, that is over the others too.",
+    "Experiments of `dvc exp show --csv`. Charts: mIoU, a dot for each experiment, lines through "
+    "the means.",
+    "Scores are those of results/miou.json and accuracy.json: majority_iou, fitted on the training "
+    "split where it has labels. Of several data sets it is the first one.",
+    "Table: the mean over all experiments with that value and, in brackets, greatest - least. "
+    "Where several parameters vary, that is over the others too.",
 )
 
 
 class Point(NamedTuple):
-    """One value of a parameter: mIoU of its experiments, by matching and predictor."""
+    """One value of a parameter: the scores of its experiments, by measure and predictor."""
 
     value: str
     experiments: int
-    miou: dict[str, dict[str, list[float]]]
+    scores: dict[str, dict[str, list[float]]]
 
 
 def draw_sweep(path: str, out: str) -> None:
@@ -55,14 +56,14 @@ def draw_sweep(path: str, out: str) -> None:
     shown = {"facts": {"experiments": len(rows)}, "notes": NOTES, "predictors": PREDICTORS}
     page = render(
         "sweep.html", title="eigenseg: a sweep", charts=charts, sweeps=sweeps,
-        matchings=MATCHINGS, **shown,
+        measures=MEASURES, **shown,
     )  # fmt: skip
     write_pages(out, {"index.html": page}, charts)
     for key, line in sweeps.items():
         click.echo(
             f"{key}: {len(line)} values, {sum(point.experiments for point in line)} experiments"
         )
-    click.echo(f"Report: {Path(out) / 'index.html'}")
+    click.echo(f"Open {Path(out) / 'index.html'}.")
 
 
 def read_experiments(path: str) -> list[dict[str, str]]:
@@ -74,20 +75,20 @@ def read_experiments(path: str) -> list[dict[str, str]]:
     way_out = "run `dvc queue start`, wait for it, then `dvc exp show --csv` again."
     rows = read_rows(path, way_out)
     experiments = [row for row in rows if row.get("typ") in EXPERIMENTS]
-    wanted = list(product(PREDICTORS, MATCHINGS))
+    wanted = list(product(PREDICTORS, MEASURES))
     scored = [row for row in experiments if all(row.get(score(row, *pair)) for pair in wanted)]
     if not scored:
         raise InputError(
-            f"{path} must hold finished experiments with the scores of metrics.json, found none "
+            f"{path} must hold finished experiments with the scores of miou.json, found none "
             f"among {len(rows)} rows: {way_out}"
         )
     return scored
 
 
-def score(row: Mapping[str, str], predictor: str, matching: str) -> str:
-    """The column of a predictor's mIoU with an oracle mapping: the first data set and protocol."""
-    ending = f".{predictor}.{matching}.oracle.miou"
-    return next((name for name in row if name.endswith(ending) and row[name]), "")
+def score(row: Mapping[str, str], predictor: str, measure: str) -> str:
+    """The column of a predictor's score: that of the first data set."""
+    wanted = re.compile(rf".*\b{measure}\.json:[^:]+\.{predictor}")
+    return next((name for name in row if wanted.fullmatch(name) and row[name]), "")
 
 
 def varied(rows: Sequence[dict[str, str]], path: str) -> list[str]:
@@ -111,18 +112,18 @@ def points(rows: Sequence[dict[str, str]], key: str) -> list[Point]:
     for row in rows:
         values.setdefault(row[key], []).append(row)
     return [
-        Point(value or "null", len(values[value]), mious(values[value]))
+        Point(value or "null", len(values[value]), scores(values[value]))
         for value in sorted(values, key=rank)
     ]
 
 
-def mious(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, list[float]]]:
-    """mIoU of every experiment, by matching and predictor."""
+def scores(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, list[float]]]:
+    """The scores of every experiment, by measure and predictor."""
     return {
-        matching: {
-            name: [float(row[score(row, name, matching)]) for row in rows] for name in PREDICTORS
+        measure: {
+            name: [float(row[score(row, name, measure)]) for row in rows] for name in PREDICTORS
         }
-        for matching in MATCHINGS
+        for measure in MEASURES
     }
 
 
@@ -136,4 +137,4 @@ def rank(value: str) -> tuple[bool, float, str]:
 
 def by_predictor(line: Sequence[Point]) -> dict[str, list[list[float]]]:
     """Collect the chart of a parameter: for each value the mIoU of every experiment."""
-    return {name: [point.miou[MATCHINGS[0]][name] for point in line] for name in PREDICTORS}
+    return {name: [point.scores[MEASURES[0]][name] for point in line] for name in PREDICTORS}

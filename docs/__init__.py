@@ -1,0 +1,1 @@
+"""The documents, and the programs that draw their charts and make their pages."""

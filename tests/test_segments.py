@@ -188,7 +188,7 @@ def test_flipped_bit_is_found_and_named(tmp_path: Path, name: str) -> None:
 
 def test_segments_of_another_format(tmp_path: Path) -> None:
     path = write_segments(tmp_path, format=7)
-    with pytest.raises(InputError, match=r"segments\.h5 has format 7, this version reads 3: run"):
+    with pytest.raises(InputError, match=r"segments\.h5 has format 7, this version reads 4: run"):
         Segments(path)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 NAME = "semi_supervised"  # of the predictor
 TEMPERATURE = 0.03  # of the softmax over a patch's cosines to known patches
 LEAST = 0.01  # added to probabilities before their logarithm, so that neither part has a veto
-VOTERS = 2048  # patches of a kind that vote, at most
+VOTERS = 2048  # other patches that vote, at most, and labelled ones for the prior
+LABELLED_VOTERS = 4096  # labelled ones that vote in the end
 PRIOR = 0.3  # weight of the most certain prior beside a label, where both are spread
 SHARE = 0.6  # of what a patch takes from its neighbours in each round of spreading
 ROUNDS = 20
@@ -116,8 +117,9 @@ def fit(labelled: Rows, others: Rows, width: int, images: int, share: float = 0.
     targets = weights[:, None] * torch.cat([labelled.targets, others.targets])
     weight, bias = fit_linear(_features(rows, width), targets, PENALTY / max(images, 1))
     split = len(labelled.rows)
-    parts = Rows(rows[:split], targets[:split]), Rows(rows[split:], targets[split:])
-    voters = Rows(*map(torch.cat, zip(*(part.thinned(VOTERS) for part in parts), strict=True)))
+    near = Rows(rows[:split], targets[:split]).thinned(LABELLED_VOTERS)
+    far = Rows(rows[split:], targets[split:]).thinned(VOTERS)
+    voters = Rows(torch.cat([near.rows, far.rows]), torch.cat([near.targets, far.targets]))
     flat = Classifier(weight, bias, *voters, torch.zeros_like(bias))
     sample = (others if len(others.rows) else labelled).thinned(VOTERS).rows
     mass = torch.softmax(flat.scores(sample), dim=1).mean(dim=0)

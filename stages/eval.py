@@ -14,7 +14,7 @@ from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
 from cache.segments import SEMI_SUPERVISED, Segments
 from cache.store.errors import InputError
-from pipeline.evaluation import MATCHINGS, Scores, confusion, count, scores
+from pipeline.evaluation import MATCHINGS, UNMATCHED, Scores, confusion, count, scores
 from pipeline.mappings import choose_images, fit_all, origins_of, summary
 from stages import Stage
 from stages.running.progress import track
@@ -68,7 +68,9 @@ def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -
             samples = samples_of(rows, truth, data, params.eval, params.seed, store)
             predictors = predictors_of(store, data)
             tally = tally_images(rows, truth, data, samples, store, predictors)
-            found[name] = assess(tally, data, params.eval, store.manifest["head"], store.main)
+            direct = direct_mapping(store, data.classes)
+            head = store.manifest["head"]
+            found[name] = assess(tally, data, params.eval, head, store.main, direct)
         made_from = results.made_from(
             store.manifest, images, classes, truth, train, sets, params.eval.model_dump()
         )
@@ -145,10 +147,19 @@ def samples_of(
 
 
 def predictors_of(store: Segments, data: Split) -> dict[str, int]:
-    """Give K of each predictor that can be scored here: classes of other labels cannot."""
-    learned = store.manifest["labelled"]
-    same = learned and (not data.classes or learned["classes"] == [*data.classes])
-    return {name: k for name, k in store.clusters.items() if name != SEMI_SUPERVISED or same}
+    """Give K of each predictor that can be scored here: learned classes must be among these."""
+    learned = direct_mapping(store, data.classes)
+    can = learned is not None and (not data.classes or (learned != UNMATCHED).any())
+    return {name: k for name, k in store.clusters.items() if name != SEMI_SUPERVISED or can}
+
+
+def direct_mapping(store: Segments, classes: Sequence[str]) -> np.ndarray | None:
+    """Find learned classes among these by their names: indices int64, -1 = none of them."""
+    labelled = store.manifest["labelled"]
+    if labelled is None:
+        return None
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index.get(name, UNMATCHED) for name in labelled["classes"]], np.int64)
 
 
 def tally_images(
@@ -206,12 +217,18 @@ def _label(row: LabelRow | None) -> np.ndarray | None:
 
 
 def assess(
-    tally: Tally, data: Split, choices: EvalParams, head: str, main: str
+    tally: Tally,
+    data: Split,
+    choices: EvalParams,
+    head: str,
+    main: str,
+    direct: np.ndarray | None,
 ) -> results.Evaluation:
     """Score every predictor with every matching, fitted on either split or on a choice of images.
 
     Args:
         main: the variant whose mapping is kept.
+        direct: `direct_mapping`.
     """
     metrics: dict[str, dict[str, dict[str, Any]]] = {
         variant: {
@@ -231,13 +248,13 @@ def assess(
                 metrics[variant][name].setdefault(matching, {})[origin] = summary(found)
                 place = data.dataset, variant, name, matching, origin
                 per_class += class_scores(place, data.classes, found)
-        if data.evaluated in counts.get(SEMI_SUPERVISED, {}):
+        if direct is not None and data.evaluated in counts.get(SEMI_SUPERVISED, {}):
             table = counts[SEMI_SUPERVISED][data.evaluated]
-            found = [scores(confusion(table, np.arange(len(data.classes))))]
+            found = [scores(confusion(table, direct))]
             metrics[variant][SEMI_SUPERVISED][DIRECT] = {LEARNED: summary(found)}
             place = data.dataset, variant, SEMI_SUPERVISED, DIRECT, LEARNED
             per_class += class_scores(place, data.classes, found)
-    kept = kept_mapping(tally.counts[main], data, choices.labelled, head)
+    kept = kept_mapping(tally.counts[main], data, choices.labelled, head, direct)
     return results.Evaluation(metrics, data.classes, tally.counts, kept, per_class)
 
 
@@ -263,13 +280,14 @@ def kept_mapping(
     data: Split,
     labelled: int | str,
     head: str,
+    direct: np.ndarray | None,
 ) -> results.ClassMapping:
     """The mapping that `predict` and pictures use: fitted on the training split if there is one."""
     train, fitted = data.train, fit_all(counts)
     fitted_on = next((s for s in (train, "different", data.evaluated) if s in fitted), None)
     mappings = fitted[fitted_on] if fitted_on else {}
-    if SEMI_SUPERVISED in mappings:
-        mappings[SEMI_SUPERVISED] = dict.fromkeys(MATCHINGS, np.arange(len(data.classes)))
+    if SEMI_SUPERVISED in mappings and direct is not None:
+        mappings[SEMI_SUPERVISED] = dict.fromkeys(MATCHINGS, direct)
     if fitted_on == "different":
         fitted_on = f"{train}, the {labelled} most different images"
     return results.ClassMapping(head, fitted_on, list(data.classes), mappings)

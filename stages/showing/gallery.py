@@ -69,12 +69,12 @@ def choose_colours(
     """
     classes, shades = class_colours(len(mapping.classes)), dict[str, np.ndarray]()
     for name, k in clusters.items():
-        if name == SEMI_SUPERVISED and learned:
-            shades[name] = learned_naming(learned).colours
-        elif mapping.fitted_on is None:
-            shades[name] = palette(k)
-        else:
+        if name in mapping.clusters:
             shades[name] = classes[mapping.clusters[name][MATCHING]]
+        elif name == SEMI_SUPERVISED and learned:
+            shades[name] = learned_naming(learned).colours
+        else:
+            shades[name] = palette(k)
     return Colours(classes, shades)
 
 

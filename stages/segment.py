@@ -31,7 +31,7 @@ from stages.running.jobs import run_parts
 from stages.settings.params import Params, load
 from stages.settings.sections import SegmentParams
 
-READERS = 4  # images whose maps are made at once beside a GPU
+AT_ONCE = {"cpu": 1, "cuda": 4}  # images: a GPU would wait for what the CPU does of one
 PART_IMAGES = 8  # images of one part: what a kill loses at most
 
 
@@ -91,8 +91,7 @@ def open_segmenter(head: str, choices: SegmentParams, device: str) -> Segmenter:
 def fill_part(job: Job, name: str, images: Sequence[ImageRow]) -> None:
     """Compute and write the maps of some images."""
     clusters = _opened(job)[1].clusters
-    # A GPU scores and filters; what is left to the CPU, of several images at once, are files.
-    threads = READERS if choose_device(job.device).type == "cuda" else 1
+    threads = AT_ONCE[choose_device(job.device).type]
     with closing(ahead(partial(maps_of, job), images, threads=threads, waiting=threads)) as made:
         write_maps(job.work, name, (maps for _, maps in made), clusters)
 

@@ -17,6 +17,7 @@ from cache.segments import PREDICTORS, Segments
 from pipeline.geometry import Geometry, Plan, plan
 from pipeline.maps import crf
 from pipeline.maps.crf import CRFS, POINTS, Pairs, as_logits, ours, program, refined_map
+from pipeline.maps.mean_field import gaussian
 from pipeline.maps.upsampling import upsample_argmax
 from stages.running import estimates
 from tests.conftest import REPOSITORY, Project, tree_bytes
@@ -235,6 +236,14 @@ def test_euclidean_k_means_goes_into_the_programs_crf_as_minus_squared_distances
             field = direct(0.3 * nearness.T.reshape(-1, *shape), read_row(row))
             agreed.append((segments.read("kmeans", row.id) == field.argmax(axis=0)).mean())
     assert min(agreed) > 0.999
+
+
+def test_fused_factors_filter_alike() -> None:
+    places = crf._places(9, 13, torch.device("cpu"))
+    values = torch.rand(9 * 13, 4, generator=torch.Generator().manual_seed(0))
+    apart, fused = (gaussian(places, fuse)(values) for fuse in (False, True))
+    torch.testing.assert_close(fused, apart)
+    assert (apart - values).abs().max() > 0.1
 
 
 def test_a_guide_of_another_size_is_refused() -> None:

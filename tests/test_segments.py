@@ -24,6 +24,7 @@ from pipeline.head.head import Head
 from pipeline.head.kmeans import fit, scores
 from pipeline.maps.merging import merge
 from pipeline.segmenter import Segmenter
+from stages import segment
 from tests.conftest import Project
 
 CLUSTERS = {"ours": 300, "ours_kmeans": 256, "kmeans": 4}
@@ -229,6 +230,16 @@ def trained(project: Project) -> Project:
     """A project whose stages up to train have run."""
     project.made("train")
     return project
+
+
+def test_images_at_once_become_the_same_file(
+    trained: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained.ok("segment")
+    expected = Path("data/segments.h5").read_bytes()
+    monkeypatch.setitem(segment.AT_ONCE, "cpu", 4)  # as beside a GPU
+    trained.ok("segment")
+    assert Path("data/segments.h5").read_bytes() == expected
 
 
 def naive_labels(image: int, height: int, width: int, temperature: float | None) -> np.ndarray:

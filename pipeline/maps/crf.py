@@ -23,7 +23,8 @@ from pipeline.maps.upsampling import at_grid, average, check_finite, label_map, 
 POINTS = 7  # along the side of a patch, at which `ours` looks: half the pixels of a 14 px patch
 SOFTNESS = 0.4  # of the softmax over clusters in `ours`, in leads of the best score over the second
 FLOOR = 1e-5  # of a probability in `program`, as the package that it uses has it
-HOPELESS = 0.25  # of 1 / K: a cluster that is less probable everywhere cannot win in `program`
+HOPELESS = 0.25  # of 1 / K, at most LITTLE: a cluster that is less probable everywhere cannot win
+LITTLE = 0.01
 TEMPERATURE = 0.3  # of the softmax over clusters in `program`, whose scores are logits
 
 Refiner = Callable[[Tensor, int, int, np.ndarray], np.ndarray]
@@ -122,9 +123,10 @@ def ours(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.ndarr
 def program(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.ndarray:
     """Cluster ids as the authors' program refines them: logits -> pixels -> softmax -> mean field.
 
-    At every pixel those clusters take part that can win somewhere. A cluster whose probability is
-    below `HOPELESS` / K everywhere gains a factor near 1 from the pairs, so it stays below 1 / K,
-    which the best one never is. Without it the others change by as little as it had.
+    At every pixel those clusters take part that can win somewhere. Pairs multiply a probability by
+    e^(7 q) or so, where q is the greatest that the cluster has anywhere. So one that begins below
+    `HOPELESS` / K and `LITTLE` stays below 1 / K, which the best one never is. Without it the
+    others change by as little as it had.
 
     Arguments and result are those of `ours`, but the scores are logits, which `refined_map` makes
     of others.
@@ -141,7 +143,7 @@ def program(scores: Tensor, height: int, width: int, image: np.ndarray) -> np.nd
     check_finite(logits.cpu().numpy())
     large = F.interpolate(logits[None], (height, width), mode="bilinear")[0]
     likely = torch.softmax(large, dim=0)
-    able = likely.amax(dim=(1, 2)) >= HOPELESS / len(likely)
+    able = likely.amax(dim=(1, 2)) >= min(HOPELESS / len(likely), LITTLE)
     field = _refined(-likely[able].clamp(min=FLOOR).log(), image, PROGRAM)
     return able.nonzero()[:, 0][field.argmax(dim=0)].cpu().numpy().astype(np.uint16)
 
@@ -192,7 +194,8 @@ def _refined(energies: Tensor, image: np.ndarray, pairs: Pairs) -> Tensor:
 @lru_cache(maxsize=2)
 def _near(height: int, width: int, device: torch.device) -> Filter:
     """The kernel over places alone, the same for all images of a size."""
-    return gaussian(_places(height, width, device), fuse=True)
+    fuse = device.type == "cpu" and torch.backends.mkl.is_available()  # else it is not sure to work
+    return gaussian(_places(height, width, device), fuse)
 
 
 @lru_cache(maxsize=2)  # photos: the predictors of one follow each other

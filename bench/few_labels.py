@@ -1,13 +1,13 @@
-"""A few labelled images: clusters that they name, against classifiers that are fitted to them.
+"""A few labelled images: `semi_supervised` against all that could be fitted to them instead.
 
-All see the tokens of the level `context`, are fitted to the same images of the training split, and
-are scored on the evaluation split, at 2 x 2 points a patch: scores are interpolated there, labels
+Every method sees the tokens of the head's input and the same labelled images of the training split.
+Scores are on the evaluation split, at 2 x 2 points a patch: scores are interpolated there, labels
 are read there.
 """
 
 from __future__ import annotations
 
-import json
+import csv
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,240 +20,193 @@ from torch import Tensor
 
 from cache import heads
 from cache.features import Features
+from cache.graphs import Graphs
 from cache.index import read_index
 from cache.labels import IGNORE, read_label, read_labels
 from pipeline.evaluation import confusion, count, majority_count, scores
-from pipeline.features.whitening import unit_rows
+from pipeline.head import semi_supervised
 from pipeline.head.head import Head
+from pipeline.head.semi_supervised import Rows, fit_linear, joined
 from pipeline.maps.atlas import shrink
+from pipeline.maps.patches import patch_labels
 from pipeline.segmenter import Segmenter
-from pipeline.selection import most_different, most_typical
+from stages.running.labelled import HALF, Knowledge, Patches, learn_labels, split_graph
 from stages.running.progress import track
 from stages.settings.params import Params, load
 
 POINTS = 2  # along the side of a patch
-NUMBERS = (1, 2, 5, 10)
 DRAWS = 5
-STEPS = 60  # of the probe's solver, at most
-PENALTY = 0.1  # of the probe, for one image; chosen on one draw of the drawn scenes
-LENGTH = 20.0  # of the tokens that the probe sees
+LENGTH = 10.0  # of the tokens that the probe sees
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the probe, of which cross-validation chooses
+FOLDS = 2
 NEIGHBOURS = 10
 MOST_ROWS = 10_000  # that the kNN classifier looks through
+MOST_PROBED = 20_000  # labelled patches that the probe is fitted to
 LEAST = 0.01  # added to probabilities before their logarithm
-LEVEL = "context"
-CENTRES = slice(POINTS // 2, None, POINTS)  # the points beside the centres of patches
+COLUMNS = ("dataset", "method", "n", "draw", "seed", "miou", "accuracy")
 
-Patches = Callable[[np.ndarray], Tensor]
-"""Tokens float32 ``(n, C)`` to scores of the classes, float32 ``(n, classes)``."""
-Table = np.ndarray  # int64 (classes, classes + 1): a confusion matrix
+Scored = Callable[[Tensor, Tensor], Tensor]
+"""Tokens and features of patches, float32 ``(n, c)`` and ``(n, d)``, to scores ``(n, classes)``."""
 
 
-class Image(NamedTuple):
-    """A labelled image: float16 tokens ``(h * w, C)``, its grid, uint8 labels at the points."""
+class Photo(NamedTuple):
+    """A photo of the evaluation split: tokens, features, clusters, grid, labels at the points."""
 
-    tokens: np.ndarray
+    tokens: Tensor
+    features: Tensor
+    clusters: Tensor
     grid: tuple[int, int]
     label: np.ndarray
 
-    @property
-    def rows(self) -> np.ndarray:
-        """Tokens as float32."""
-        return self.tokens.astype(np.float32)
 
-    @property
-    def centres(self) -> np.ndarray:
-        """The label of every patch, uint8 ``(h * w,)``: that of a point beside its centre."""
-        return self.label[CENTRES, CENTRES].ravel()
+class Kept(Patches):
+    """Training patches whose rows, clusters and labels are kept in memory."""
+
+    def __init__(self, cache: Features, split: str, head: Head, levels: Sequence[int | str]):
+        super().__init__(cache, split, head, levels)
+        self.kept = [self._look(place) for place in track(range(len(self.tiles)), "reading train")]
+        self.ids = np.concatenate([ids for _, ids in self.kept])
+
+    def _look(self, place: int) -> tuple[Tensor, np.ndarray]:
+        tokens, features, logits = self.read(place)
+        return joined(tokens, features).half(), logits.argmax(dim=1).cpu().numpy()
+
+    def rows(self, place: int) -> Tensor:
+        """Return what the classifier looks at, of a tile."""
+        return self.kept[place][0].float()
 
 
-class Data(NamedTuple):
-    """The labelled images of both splits."""
+class Bench(NamedTuple):
+    """All that a comparison needs."""
 
-    train: list[Image]
-    evaluated: list[Image]
-    classes: int
-
-
-class Clusters(NamedTuple):
-    """The clusters of a head: ids of every point by image, and pixel counts.
-
-    Attributes:
-        train, evaluated: ids ``(2 h, 2 w)``, in the order of `Data`.
-        areas: int64 ``(images, K)`` of the training split.
-        counts: int64 ``(images, K, classes)`` of the training split.
-        table: int64 ``(K, classes)`` of the evaluation split.
-    """
-
-    train: list[np.ndarray]
-    evaluated: list[np.ndarray]
-    areas: np.ndarray
-    counts: np.ndarray
-    table: np.ndarray
+    patches: Kept
+    labels: np.ndarray  # uint8 (patches,) of the whole training split
+    image_of: np.ndarray  # int64 (patches,)
+    photos: list[Photo]
+    classes: list[str]
+    graph: Tensor | None
 
 
 @click.command()
-@click.option("--head", "folders", multiple=True, default=("data/head",), help="One for each K.")
+@click.option("--head", "folders", multiple=True, default=("data/head",), help="One a seed.")
 @click.option("--images", default=60, show_default=True, help="Evaluated, evenly spaced, at most.")
-@click.option("--spread", default=30, show_default=True, help="Training images that kNN names by.")
+@click.option("--numbers", default="1,2,5,10,all", show_default=True, help="Of labelled images.")
 @click.option("--draws", default=DRAWS, show_default=True, help="Of images at random.")
-def main(folders: tuple[str, ...], images: int, spread: int, draws: int) -> None:
-    """Score clusters named by few images against a linear probe and a kNN classifier.
+@click.option("--out", default="few_labels.csv", show_default=True, help="Table to append to.")
+def main(folders: tuple[str, ...], images: int, numbers: str, draws: int, out: str) -> None:
+    """Score every method on few labelled images, and print mean mIoU / accuracy.
 
-    Reads data/ and params.yaml of the folder it runs in. The images are chosen by the clusters of
-    the last head. Prints a table of mIoU / accuracy, then its values as a line of JSON.
+    Reads data/ and params.yaml of the folder it runs in.
     """
-    params = load()
-    data = read_data(params, images)
-    clusters = {f"K = {c.areas.shape[1]}": c for c in (clusters_of(data, f) for f in folders)}
-    chosen = list(clusters.values())[-1]
-    rows: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for name, places in choices(chosen.areas, draws, params.seed):
-        for method, value in compared(data, clusters, places, spread, params.seed).items():
-            rows.setdefault(name, {}).setdefault(method, []).append(value)
+    params, rows = load(), []
+    for folder in folders:
+        bench, seed = open_bench(params, Path(folder), images)
+        for n, draw, chosen in draw_images(np.unique(bench.image_of), numbers, draws):
+            for method, value in compared(bench, chosen, draw).items():
+                rows.append((params.dataset, method, n, draw, seed, *value))
+                append(out, rows[-1])
+            click.echo(f"seed {seed}, {n} images, draw {draw}: done", err=True)
     show(rows)
 
 
-def read_data(params: Params, most: int) -> Data:
-    """The labelled images of the project in this folder, at most so many to evaluate."""
+def open_bench(params: Params, folder: Path, most: int) -> tuple[Bench, int]:
+    """Read a trained head's project; give the head's seed as well."""
+    state, fitted, manifest = heads.load_head(folder)
+    head = Segmenter(manifest, state, fitted, torch.device("cpu")).head
     cache = Features.open("data/features.zarr").beside("data/context.zarr")
-    rows = read_index("data/index.csv")
-    classes, truth = read_labels("data/labels.csv", rows)
-
-    def images(split: str, most: int) -> Iterator[Image]:
-        tiles = cache.tiles_of(split)
-        places = np.linspace(0, len(tiles) - 1, min(most, len(tiles))).round().astype(int)
-        for tile in track(tiles[places].tolist(), f"reading {split}"):
-            entry = cache.tiles[tile]
-            row = truth.get(rows[entry["image"]].id)
-            if row is not None:
-                grid = int(entry["grid_h"]), int(entry["grid_w"])
-                label = shrink(read_label(*row[1:]), *(POINTS * side for side in grid))
-                yield Image(cache.tokens(LEVEL, tile), grid, label)
-
-    dataset, evaluated = params.eval_sets[0]
-    train = list(images(params.train_split, len(rows)))
-    return Data(train, list(images(evaluated, most)), len(classes.get(dataset, [])))
-
-
-def at_points(values: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Scores of patches ``(h * w, n)`` at the points: ``(n, 2 h, 2 w)``."""
-    maps = values.T.reshape(1, -1, *grid)
-    size = [POINTS * side for side in grid]
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)[0]
-
-
-def clusters_of(data: Data, folder: str) -> Clusters:
-    """Clusters of `ours` at the points of all images, as the stages segment and eval find them."""
-    state, fitted, manifest = heads.load_head(Path(folder))
-    segmenter = Segmenter(manifest, state, fitted, torch.device("cpu"))
-    if segmenter.levels != [LEVEL]:
-        raise click.ClickException(f"{folder} must look at {LEVEL} alone, found {segmenter.levels}")
-    k = manifest["head"]["clusters"]
-    train, evaluated = (
-        [ids_of(image, segmenter.head) for image in track(images, f"clusters, K = {k}")]
-        for images in (data.train, data.evaluated)
-    )
-    areas = np.stack([np.bincount(ids.ravel(), minlength=k) for ids in train])
-    counted = [
-        np.stack([count(i, image.label, k, data.classes) for i, image in zip(*pair, strict=True)])
-        for pair in ((train, data.train), (evaluated, data.evaluated))
+    levels, index = manifest["head"]["levels"], read_index("data/index.csv")
+    classes, truth = read_labels("data/labels.csv", index)
+    patches = Kept(cache, params.train_split, head, levels)
+    entries = cache.tiles[patches.tiles]
+    labels = [
+        patch_labels(read_label(*truth[int(entry["image"])][1:]), entry)
+        for entry in track(entries, "reading labels")
     ]
-    return Clusters(train, evaluated, areas, counted[0], counted[1].sum(0))
+    image_of = np.repeat(entries["image"], np.diff(patches.firsts))
+    with Graphs("data/graph.h5") as graphs:
+        graph = split_graph(graphs, patches, manifest["alpha"])
+    dataset, split = params.eval_sets[0]
+    tiles = cache.tiles_of(split)
+    places = np.linspace(0, len(tiles) - 1, min(most, len(tiles))).round().astype(int)
+    photos = []
+    for tile in track(tiles[places].tolist(), f"reading {split}"):
+        entry = cache.tiles[tile]
+        tokens = torch.from_numpy(cache.batch(levels, [tile])).float()
+        with torch.inference_mode():
+            features, logits = head(tokens, [len(tokens)])
+        grid = int(entry["grid_h"]), int(entry["grid_w"])
+        label = read_label(*truth[int(entry["image"])][1:])
+        at = shrink(label, *(POINTS * side for side in grid))
+        photos.append(Photo(tokens, features, logits.argmax(dim=1), grid, at))
+    known = np.concatenate(labels)
+    return Bench(patches, known, image_of, photos, classes[dataset], graph), manifest["seed"]
 
 
-@torch.inference_mode()
-def ids_of(image: Image, head: Head) -> np.ndarray:
-    """Clusters of an image: int64 ``(2 h, 2 w)``."""
-    logits = head(torch.from_numpy(image.rows), [len(image.tokens)])[1]
-    return at_points(logits, image.grid).argmax(0).numpy()
+def draw_images(ids: np.ndarray, numbers: str, draws: int) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Draw labelled images: how many, number of the draw, ids."""
+    for n in numbers.split(","):
+        for draw in range(1 if n == "all" else draws):
+            order = np.random.default_rng(draw).permutation(ids)
+            yield n, draw, order if n == "all" else order[: int(n)]
 
 
-def choices(areas: np.ndarray, draws: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Choose the images to label, without labels: name and positions in the training split."""
-    for n in (n for n in NUMBERS if n < len(areas)):
-        yield f"{n}, most typical", most_typical(areas, n)
-        yield f"{n}, most different", most_different(areas, n)
-        generator = np.random.default_rng(seed)
-        for _ in range(draws):
-            yield f"{n}, at random", generator.permutation(len(areas))[:n]
-    yield f"all {len(areas)}", np.arange(len(areas))
+def compared(bench: Bench, chosen: np.ndarray, draw: int) -> dict[str, tuple[float, float]]:
+    """Score every method on these labelled images: mIoU and accuracy in percent."""
+    c, k = len(bench.classes), bench.patches.head.clusters
+    labels = np.where(np.isin(bench.image_of, chosen), bench.labels, IGNORE).astype(np.uint8)
+    rows, targets, images = known_rows(bench, labels)
+    width = bench.patches.head.width
+    tokens = F.normalize(rows[:, :-width])
+    knn, generator = neighbours(tokens, targets, c, draw), np.random.default_rng(draw)
+    probe = fit_probe(tokens, targets, images, c, generator)
+    known = labels != IGNORE
+    mapping = majority_count(count(bench.patches.ids[known], labels[known], k, c))
+    voted = votes_by_cluster(bench, knn, c)
+    knowledge = Knowledge(
+        bench.classes, None, labels, np.full_like(labels, IGNORE), len(chosen), HALF, "few labels"
+    )
+    learned = learn_labels(bench.patches, knowledge, bench.graph, draw)
+    one_hot = torch.eye(c)[targets]
+    sample = Rows(rows, one_hot).thinned(MOST_PROBED)
+    empty = Rows(rows[:0], one_hot[:0])
+    alone = semi_supervised.fit(sample, empty, width, len(chosen))
+    methods: dict[str, Callable[[Photo], Tensor]] = {
+        "kNN": lambda p: knn(p.tokens),
+        "probe": lambda p: probe(p.tokens),
+        "clusters": lambda p: one_hot_of(mapping, c)[p.clusters],
+        "kNN and clusters": lambda p: (
+            torch.log(knn(p.tokens) + LEAST) + torch.log(voted + LEAST)[p.clusters]
+        ),
+        "labelled patches alone": lambda p: alone.scores(joined(p.tokens, p.features)),
+        "semi_supervised": lambda p: learned.scores(joined(p.tokens, p.features)),
+    }
+    return {name: scored(bench, method) for name, method in methods.items()}
 
 
-def compared(
-    data: Data, clusters: dict[str, Clusters], images: np.ndarray, spread: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """mIoU and accuracy of every method with these labelled images.
-
-    Args:
-        spread: training images, evenly spaced, whose votes name clusters.
-    """
-    found = {}
-    for name, c in clusters.items():
-        mapping = majority_count(c.counts[images].sum(0))
-        found[f"clusters, {name}"] = result(confusion(c.table, mapping))
-    labelled = training_set([data.train[i] for i in images])
-    probe = fit_probe(*labelled, data.classes, PENALTY / len(images))
-    found["probe"] = scored(data, [at_points(probe(i.rows), i.grid) for i in data.evaluated])
-    knn = neighbours(*labelled, data.classes, seed)
-    votes = [at_points(knn(image.rows), image.grid) for image in data.evaluated]
-    found["kNN"] = scored(data, votes)
-    pick = np.linspace(0, len(data.train) - 1, min(len(data.train), spread)).astype(int)
-    spread_to = [(data.train[i], knn(data.train[i].rows).numpy(), i) for i in pick.tolist()]
-    for name, c in clusters.items():
-        likely = by_cluster(spread_to, c, data.classes)
-        found[f"named by kNN, {name}"] = result(confusion(c.table, likely.argmax(1)))
-        known = torch.from_numpy(np.log(likely + LEAST))
-        both = [
-            torch.log(own + LEAST) + known[torch.from_numpy(ids)].permute(2, 0, 1)
-            for own, ids in zip(votes, c.evaluated, strict=True)
-        ]
-        found[f"kNN and clusters, {name}"] = scored(data, both)
-    return found
+def known_rows(bench: Bench, labels: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Gather rows, classes and images of the labelled patches."""
+    parts, known = [], labels != IGNORE
+    for place in range(len(bench.patches.tiles)):
+        own = bench.patches.part(known, place)
+        if own.any():
+            parts.append(bench.patches.rows(place)[torch.from_numpy(own)])
+    return torch.cat(parts), torch.from_numpy(labels[known]).long(), bench.image_of[known]
 
 
-def training_set(images: Sequence[Image]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens float32 ``(n, C)`` and classes int64 ``(n,)`` of the labelled patches."""
-    known = [image.centres != IGNORE for image in images]
-    pairs = list(zip(images, known, strict=True))
-    targets = np.concatenate([image.centres[mask] for image, mask in pairs])
-    return np.concatenate([image.rows[mask] for image, mask in pairs]), targets.astype(np.int64)
+def one_hot_of(mapping: np.ndarray, classes: int) -> Tensor:
+    """Give clusters their class: float32 ``(K, classes)``, 0 for those without any."""
+    table = torch.cat([torch.eye(classes), torch.zeros(1, classes)])
+    return table[torch.from_numpy(mapping)]
 
 
-def fit_probe(points: np.ndarray, targets: np.ndarray, classes: int, penalty: float) -> Patches:
-    """A linear classifier on tokens of length 1: cross-entropy and ``penalty / 2 |W|^2``, L-BFGS.
-
-    Args:
-        points: float32 ``(n, C)``.
-        targets: int64 ``(n,)``.
-    """
-    x, y = torch.from_numpy(LENGTH * unit_rows(points)), torch.from_numpy(targets)
-    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        solver.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), y) + penalty / 2 * weight.square().sum()
-        loss.backward()
-        return loss
-
-    solver.step(closure)
-
-    def scores_of(rows: np.ndarray) -> Tensor:
-        return F.linear(torch.from_numpy(LENGTH * unit_rows(rows)), weight, bias).detach()
-
-    return scores_of
-
-
-def neighbours(points: np.ndarray, targets: np.ndarray, classes: int, seed: int) -> Patches:
-    """A kNN classifier: the cosines of the nearest patches by class, which sum to 1."""
-    generator = np.random.default_rng(seed)
-    kept = np.sort(generator.permutation(len(points))[:MOST_ROWS])
-    rows, known = half(unit_rows(points[kept])), torch.from_numpy(targets[kept])
+def neighbours(tokens: Tensor, targets: Tensor, classes: int, seed: int) -> Callable:
+    """Make a kNN classifier: the cosines of the nearest patches by class, which sum to 1."""
+    kept = np.sort(np.random.default_rng(seed).permutation(len(tokens))[:MOST_ROWS])
+    rows, known = half(tokens[kept]), targets[kept]
     k = min(NEIGHBOURS, len(rows))
 
-    def votes(own: np.ndarray) -> Tensor:
-        cosines, indices = torch.topk((half(unit_rows(own)) @ rows.T).float(), k, dim=1)
+    def votes(own: Tensor) -> Tensor:
+        cosines, indices = torch.topk((half(F.normalize(own)) @ rows.T).float(), k, dim=1)
         sums = torch.zeros(len(own), classes)
         sums.scatter_add_(1, known[indices], cosines.clamp(min=LEAST))
         return sums / sums.sum(dim=1, keepdim=True)
@@ -261,52 +214,83 @@ def neighbours(points: np.ndarray, targets: np.ndarray, classes: int, seed: int)
     return votes
 
 
-def half(rows: np.ndarray) -> Tensor:
-    """Rows in bfloat16, in which CPUs that have it multiply several times as fast."""
-    return torch.from_numpy(rows).to(torch.bfloat16)
+def half(rows: Tensor) -> Tensor:
+    """Round rows to bfloat16, in which CPUs that have it multiply several times as fast."""
+    return rows.to(torch.bfloat16)
 
 
-def by_cluster(
-    votes: Sequence[tuple[Image, np.ndarray, int]], clusters: Clusters, classes: int
-) -> np.ndarray:
-    """Mean votes in each cluster over training images, labelled or not: ``(K, classes)``."""
-    sums = np.zeros((clusters.areas.shape[1], classes), np.float32)
-    for _, own, i in votes:
-        np.add.at(sums, clusters.train[i][CENTRES, CENTRES].ravel(), own)
-    return sums / np.maximum(sums.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+def fit_probe(
+    tokens: Tensor,
+    targets: Tensor,
+    images: np.ndarray,
+    classes: int,
+    generator: np.random.Generator,
+) -> Callable[[Tensor], Tensor]:
+    """Fit a linear probe; cross-validation over the labelled images chooses its penalty.
+
+    One image alone is cut in two halves.
+    """
+    kept = np.sort(generator.permutation(len(tokens))[:MOST_PROBED])
+    rows, own = LENGTH * tokens[kept], torch.eye(classes)[targets[kept]]
+    _, order = np.unique(images[kept], return_inverse=True)
+    if order.max() == 0:
+        order = np.arange(len(kept)) * FOLDS // len(kept)
+    folds = torch.from_numpy(order % FOLDS)
+
+    def loss(penalty: float) -> float:
+        found = 0.0
+        for fold in range(FOLDS):
+            weight, bias = fit_linear(rows[folds != fold], own[folds != fold], penalty)
+            logits = F.linear(rows[folds == fold], weight, bias)
+            found += float(F.cross_entropy(logits, own[folds == fold], reduction="sum"))
+        return found
+
+    fitted = fit_linear(rows, own, min(PENALTIES, key=loss))
+    return lambda own: F.linear(LENGTH * F.normalize(own), *fitted)
 
 
-def scored(data: Data, maps: Sequence[Tensor]) -> tuple[float, float]:
-    """mIoU and accuracy of score maps ``(classes, 2 h, 2 w)`` of the evaluation split."""
-    table = np.zeros((data.classes, data.classes), np.int64)
-    for image, values in zip(data.evaluated, maps, strict=True):
-        table += count(values.argmax(0).numpy(), image.label, data.classes, data.classes)
-    return result(confusion(table, np.arange(data.classes)))
+def votes_by_cluster(bench: Bench, knn: Callable[[Tensor], Tensor], classes: int) -> Tensor:
+    """Average the votes of kNN in each cluster over training images: ``(K, classes)``."""
+    patches = bench.patches
+    sums = torch.zeros(patches.head.clusters, classes)
+    pick = np.linspace(0, len(patches.tiles) - 1, min(len(patches.tiles), 30)).astype(int)
+    for place in np.unique(pick).tolist():
+        tokens = patches.rows(place)[:, : -patches.head.width]
+        sums.index_add_(0, torch.from_numpy(patches.part(patches.ids, place)), knn(tokens))
+    return sums / sums.sum(dim=1, keepdim=True).clamp(min=torch.finfo(sums.dtype).tiny)
 
 
-def result(table: Table) -> tuple[float, float]:
-    """mIoU and accuracy in percent."""
-    values = scores(table)
+def scored(bench: Bench, method: Callable[[Photo], Tensor]) -> tuple[float, float]:
+    """Score a method on the evaluation split: mIoU and accuracy in percent."""
+    c = len(bench.classes)
+    table = np.zeros((c, c), np.int64)
+    for photo in bench.photos:
+        maps = method(photo).T.reshape(1, c, *photo.grid)
+        size = [POINTS * side for side in photo.grid]
+        large = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+        table += count(large[0].argmax(0).numpy(), photo.label, c, c)
+    values = scores(confusion(table, np.arange(c)))
     return values.miou, values.accuracy
 
 
-def show(rows: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
-    """Print means, in brackets greatest - least over the draws, and all values as JSON."""
-    methods = list(next(iter(rows.values())))
-    click.echo(f"| images | {' | '.join(methods)} |\n|---|{'---|' * len(methods)}")
-    for name, values in rows.items():
-        cells = [
-            " / ".join(spread_of(column) for column in zip(*values[method], strict=True))
-            for method in methods
-        ]
-        click.echo(f"| {name} | {' | '.join(cells)} |")
-    click.echo("\n" + json.dumps({"bench": "few_labels", "rows": rows}))
+def append(path: str, row: Sequence[object]) -> None:
+    """Append a row to a CSV, below its header."""
+    new = not Path(path).exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows([COLUMNS, row] if new else [row])
 
 
-def spread_of(values: Sequence[float]) -> str:
-    """The mean and, of several values, greatest - least in brackets."""
-    mean = f"{np.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({max(values) - min(values):.1f})"
+def show(rows: Sequence[tuple]) -> None:
+    """Print mean mIoU / accuracy over draws and seeds, by method and number of images."""
+    numbers = list(dict.fromkeys(row[2] for row in rows))
+    click.echo(f"| mIoU / accuracy | {' | '.join(numbers)} |\n|---|{'---|' * len(numbers)}")
+    for method in dict.fromkeys(row[1] for row in rows):
+        cells = []
+        for n in numbers:
+            own = np.array([row[5:] for row in rows if row[1] == method and row[2] == n])
+            cells.append("{:.1f} / {:.1f}".format(*own.mean(axis=0)))
+        click.echo(f"| {method} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,12 +15,15 @@ import numpy as np
 import torch
 
 from bench import extraction, training
-from bench.project import Setting, Size, opened
+from bench.project import Setting, Size, change_params, opened
 from bench.timing import machine, show
+from cache.graphs import Graphs
 from pipeline.device import choose_device
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.knn import nearest, neighbour_count, recall
 from pipeline.head.training import tensor_cores, train_epoch
+from stages.graph import make_graph
+from stages.settings.params import load
 from stages.train import schedule_of
 
 HEADS = ("default", "paper")
@@ -93,21 +97,42 @@ def _done(part: Callable[[], Any]) -> bool:
 
 
 def long_runs(size: Size, steps: int, limit: float) -> None:
-    """Train as the stage does, for so many steps, the groups of the cache again and again."""
+    """Train as the stage does, for so many steps: on stored groups, and on batches of presets."""
     epochs = -(-steps // size.batches)
-    with tensor_cores(), opened(size, HEADS, epochs) as settings:
-        rows = [{"head": name, **long_run(one, steps, limit)} for name, one in settings.items()]
+    with (
+        tensor_cores(),
+        opened(size, HEADS, epochs) as settings,
+        as_presets(settings["paper"]) as paper,
+    ):
+        cases = {"default": settings["default"], "paper, batches": paper}
+        rows = [{"head": name, **long_run(one, steps, limit)} for name, one in cases.items()]
     show("run", {**machine(choose_device(size.device)), **size._asdict(), "steps": steps}, rows)
+
+
+@contextmanager
+def as_presets(setting: Setting) -> Iterator[Setting]:
+    """Draw batches in training, with the graphs of the presets."""
+    folder, patches = setting.folder, setting.params.graph.group_patches
+    changed = folder / "preset.yaml"
+    graph = {"scope": "batch", "level": "last", "k": min(256, patches // 2), "alpha": 0.3}
+    changes = [f"graph.{key}={value}" for key, value in graph.items()]
+    change_params(folder / "paper.yaml", changed, changes)
+    params, path = load(changed), folder / "preset.h5"
+    features, context = (str(folder / f"{name}.zarr") for name in ("features", "context"))
+    make_graph(params, features, context, str(path))
+    with Graphs(path) as graphs:
+        yield replace(setting, params=params, graphs=graphs)
 
 
 def long_run(setting: Setting, steps: int, limit: float) -> dict[str, Any]:
     """Train a fresh head for so many steps or seconds; what it took."""
     device, waited = setting.device, [0.0]
+    noise = torch.Generator(device).manual_seed(setting.params.seed)
     losses: list[float] = []
     start = time.perf_counter()
     epochs = range(setting.params.train.epochs)
     with closing(setting.batches(epochs, waited)) as batches:
-        for loss in _losses(setting, islice(batches, steps), device):
+        for loss in _losses(setting, islice(batches, steps), device, noise):
             losses.append(loss)
             if time.perf_counter() - start > limit:
                 break
@@ -124,11 +149,12 @@ def long_run(setting: Setting, steps: int, limit: float) -> dict[str, Any]:
     }
 
 
-def _losses(setting: Setting, batches: Any, device: torch.device) -> Any:
-    """Loss of every step of a fresh head; the noise is drawn on the CPU, for all devices alike."""
+def _losses(
+    setting: Setting, batches: Any, device: torch.device, noise: torch.Generator
+) -> Iterator[float]:
+    """Loss of every step of a fresh head."""
     params = setting.params
     head, adam, beta = setting.trainee(device)
-    noise = torch.Generator().manual_seed(params.seed)
     schedule = schedule_of(params.train, setting.graphs.manifest["groups"])
     for row in train_epoch(head, adam, batches, beta, schedule, 0, noise):
         yield row["loss"]
@@ -152,7 +178,8 @@ def agreement(size: Size, steps: int) -> None:
 def short_run(setting: Setting, device: torch.device, steps: int) -> np.ndarray:
     """Loss of every step of a short training on one batch: float64 ``(steps,)``."""
     batch = setting.source().load((0, 0)).to(device)
-    return np.array(list(_losses(setting, [batch] * steps, device)))
+    noise = torch.Generator().manual_seed(setting.params.seed)  # the same for all devices
+    return np.array(list(_losses(setting, [batch] * steps, device, noise)))
 
 
 def _neighbours(setting: Setting) -> dict[str, Any]:

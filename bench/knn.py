@@ -93,7 +93,7 @@ def search_all(
     index: faiss.IndexIVF, rows: np.ndarray, own: np.ndarray, k: int, probes: int
 ) -> np.ndarray:
     """The neighbours of all rows, int64 ``(n, k)`` ids; arguments as `search` takes them."""
-    on_device = to_gpu(index)
+    on_device = to_gpu(index, probes)
     found = [
         search(on_device, rows[i : i + BLOCK_PATCHES], own[i : i + BLOCK_PATCHES], k, probes)[0]
         for i in range(0, len(rows), BLOCK_PATCHES)

@@ -14,7 +14,7 @@ from cache.index import ImageRow, read_index
 from cache.labels import read_label, read_labels
 from pipeline.evaluation import count
 from pipeline.geometry import Geometry, Plan, plan, resize
-from pipeline.maps.crf import CRFS, refined_map
+from pipeline.maps.crf import CRFS, TEMPERATURE, refined_map
 
 
 class Seen(NamedTuple):
@@ -104,5 +104,6 @@ def count_pixels(
     """
     refiner = CRFS[crf]
     photo = read_image(item.row.path) if refiner else None
-    ids = refined_map(item.plan, scores, photo, refiner, logits=logits)
+    temperature = TEMPERATURE if logits else None
+    ids = refined_map(item.plan, scores, photo, refiner, temperature=temperature)
     return count(ids.astype(np.int64), item.label, *shape)

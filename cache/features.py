@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 import zarr
 
+from cache.index import ImageRow, images_fingerprint
 from cache.store import int8, tensors
 from cache.store.artefact import (
     fingerprint,
@@ -192,6 +193,14 @@ class Features:
         array = next(iter(self._arrays.values()))
         shard = array.chunk * array.chunks_in_shard
         return array.chunk, shard, array.slots // shard
+
+    def check_images(self, rows: Sequence[ImageRow], index: str | Path) -> None:
+        """Raise InputError unless the rows of an index are the images of this cache."""
+        if images_fingerprint(rows) != self.manifest["index"]:
+            raise InputError(
+                f"{index} and {self.path} must hold the same images in the same order, found "
+                f"others among {len(rows)}: run `dvc repro` (or `eigenseg extract`)."
+            )
 
     def tiles_of(self, split: str, views: Sequence[int] = (-1,)) -> np.ndarray:
         """Ids of the tiles of these views of one split, int64, in order.

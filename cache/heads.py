@@ -19,7 +19,7 @@ from cache.store import tensors
 from cache.store.artefact import read_manifest, sweep, write_bytes, write_manifest
 from cache.store.errors import InputError
 
-FORMAT = 5
+FORMAT = 6
 FILES = ("head", "kmeans")
 DIGEST = 32  # bytes of a SHA-256, at the start of a checkpoint
 LOG = logging.getLogger(__name__)

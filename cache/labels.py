@@ -223,7 +223,8 @@ def find_labels(
 ) -> tuple[list[LabelRow], list[str]]:
     """Find and check the labels of the images, such as ``<root>/labels/<split>/<stem>.png``.
 
-    A split without a folder of labels is unlabelled, which is fine.
+    A split without a folder of labels is unlabelled, which is fine. So is a split that is not
+    scored where some images lack a label.
 
     Args:
         track: shows how far it is, while it yields what it is given.
@@ -254,7 +255,8 @@ def find_labels(
     places: dict[int, tuple[str, str]] = {}
     faults, notes = [], []
     for split, folder in labelled.items():
-        pairs = pair([row for row in rows if row.split == split], folder, layout, len(classes))
+        own_rows = [row for row in rows if row.split == split]
+        pairs = pair(own_rows, folder, layout, len(classes), partial=split != scored)
         places |= {i: (path, table or own) for i, (path, table) in pairs.places.items()}
         faults += pairs.faults
         notes += pairs.notes
@@ -287,19 +289,22 @@ def write_labels(
     classes: Mapping[str, Sequence[str]],
     rows: Sequence[LabelRow],
     images: Sequence[ImageRow],
+    names: str = "",
 ) -> None:
     """Write classes and labels as one CSV, atomically.
 
     Args:
         classes: the class names by index, of every data set with labels.
         images: the index whose ids the labels name.
+        names: SHA-256 of a file of names to learn from; DVC sees by it that the file has changed.
     """
     named = [
         ("class", index, name, "", "", dataset)
         for dataset, names in classes.items()
         for index, name in enumerate(names)
     ]
-    table = [*named, *(("image", *row, "") for row in rows)]
+    learned = [("names", "", "", names, "", "")] if names else []
+    table = [*named, *(("image", *row, "") for row in rows), *learned]
     write_table(path, _HEADER, table, fingerprint(images))
 
 

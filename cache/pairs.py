@@ -26,7 +26,9 @@ class Pairs(NamedTuple):
     notes: list[str]
 
 
-def pair(rows: Sequence[ImageRow], folder: Path, layout: Layout, classes: int) -> Pairs:
+def pair(
+    rows: Sequence[ImageRow], folder: Path, layout: Layout, classes: int, *, partial: bool = False
+) -> Pairs:
     """Find the labels of the images of one split.
 
     A label has its image's stem. In the layout `folder`, where these differ in the spelling of
@@ -34,6 +36,7 @@ def pair(rows: Sequence[ImageRow], folder: Path, layout: Layout, classes: int) -
 
     Args:
         classes: how many there are.
+        partial: some images may lack a label, unless a label fits no image.
     """
     exact = {row.id: _exact(folder, row.stem, layout, classes) for row in rows}
     places = {number: place for number, place in exact.items() if place}
@@ -64,6 +67,9 @@ def pair(rows: Sequence[ImageRow], folder: Path, layout: Layout, classes: int) -
         missing = [row for row in missing if row.id not in places]
     lacking = _lacking(missing, folder, layout, [*free.values()], found.text)
     strays = [f"{folder}: labels without an image: {some([*free.values()])}"] if free else []
+    if partial and lacking and not strays:
+        said = f"{folder}: {len(places)} of {len(rows)} images have a label"
+        return Pairs(places, list(dict.fromkeys(faults)), [said])
     return Pairs(places, list(dict.fromkeys(faults)) + lacking, [] if lacking else strays)
 
 

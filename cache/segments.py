@@ -21,8 +21,9 @@ import numpy as np
 from cache.index import ImageRow
 from cache.store import parts
 
-FORMAT = 3
+FORMAT = 4
 PREDICTORS = ("ours", "ours_kmeans", "kmeans")
+SEMI_SUPERVISED = "semi_supervised"  # the fourth, of heads that learned labels: ids are classes
 CRF = "+crf"  # ends the names of variants that passed one
 
 
@@ -65,9 +66,9 @@ class Segments(parts.Assembled):
 
     Attributes:
         manifest: what it was made from: ``features`` and ``head`` (fingerprints), ``model``,
-            ``seed`` and ``curve`` (SHA-256) of the head, ``temperature``, ``clusters``,
-            ``protocols`` (name -> fields of its `Geometry`), ``variants``, ``images`` (SHA-256 of
-            each, by id), ``fingerprint``.
+            ``seed``, ``curve`` (SHA-256) and ``labelled`` of the head, ``temperature``,
+            ``clusters``, ``protocols`` (name -> fields of its `Geometry`), ``variants``, ``images``
+            (SHA-256 of each, by id), ``fingerprint``.
 
     Raises:
         InputError: the file is missing, half-written, damaged or of another version of the format.
@@ -83,7 +84,7 @@ class Segments(parts.Assembled):
 
     @property
     def clusters(self) -> dict[str, int]:
-        """K of each predictor, in the order of `PREDICTORS`."""
+        """K of each predictor: of `PREDICTORS`, and perhaps of `SEMI_SUPERVISED`."""
         return self.manifest["clusters"]
 
     @property

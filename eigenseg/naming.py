@@ -7,6 +7,7 @@ from typing import Any
 
 from cache.names import PREDICTOR, read_names
 from cache.results import read_mappings
+from cache.segments import PREDICTORS, SEMI_SUPERVISED
 from cache.store.artefact import read_json
 from cache.store.errors import InputError
 from pipeline.drawing.naming import Naming, class_naming
@@ -53,8 +54,33 @@ def check_naming(naming: Naming, k: int) -> None:
         )
 
 
-def segments_of(manifest: dict[str, Any], merge_to: int | None) -> int:
-    """Return the number of segments that the clusters of a head are merged to."""
+def choose_predictor(manifest: dict[str, Any], wanted: str | None, *, named: bool) -> str:
+    """Return the wanted predictor, or that which knows most of a head.
+
+    Args:
+        named: clusters of `ours` have names.
+
+    Raises:
+        InputError: the head has no such predictor.
+    """
+    learned = manifest["labelled"] is not None
+    if wanted is None:
+        return SEMI_SUPERVISED if learned and not named else PREDICTOR
+    if wanted == SEMI_SUPERVISED and not learned:
+        raise InputError(
+            "the head has learned no labels, so it has no predictor semi_supervised: set "
+            "train.labelled and run `eigenseg train`, or choose another predictor."
+        )
+    if wanted not in (*PREDICTORS, SEMI_SUPERVISED):
+        names = ", ".join((*PREDICTORS, SEMI_SUPERVISED))
+        raise InputError(f"the predictor must be one of {names}, found {wanted!r}.")
+    return wanted
+
+
+def segments_of(manifest: dict[str, Any], merge_to: int | None, predictor: str) -> int:
+    """Return the number of segments that the clusters of a head are merged to, or of classes."""
+    if predictor == SEMI_SUPERVISED:
+        return len(manifest["labelled"]["classes"])
     k = manifest["head"]["clusters"]
     if merge_to is not None and merge_to > k:
         raise InputError(f"--merge-to must not exceed the {k} clusters of the head: lower it.")

@@ -13,12 +13,13 @@ from PIL import Image
 
 from cache import heads
 from cache.images import find_white, read_image, survey
+from cache.segments import SEMI_SUPERVISED
 from cache.store.artefact import file_hash
 from eigenseg.backbone import Extractor
-from eigenseg.naming import check_naming, read_naming, segments_of
+from eigenseg.naming import check_naming, choose_predictor, read_naming, segments_of
 from pipeline.device import choose_device
 from pipeline.drawing.colours import OPACITY, overlay
-from pipeline.drawing.naming import Naming, cluster_naming
+from pipeline.drawing.naming import Naming, cluster_naming, learned_naming
 from pipeline.geometry import Geometry, plan
 from pipeline.maps.crf import CRFS, check_crf
 from pipeline.maps.upsampling import at_grid
@@ -79,8 +80,11 @@ class Segmenter:
 
     Args:
         head: folder of the head, ``data/head`` or a copy of it anywhere.
-        names: names.json of the atlas or mapping.json of `eval`; None = cluster ids.
-        predictor: whose clusters: ``ours``, ``ours_kmeans`` or ``kmeans``.
+        names: names.json of the atlas or mapping.json of `eval`; None = cluster ids, or the
+            classes that `semi_supervised` says.
+        predictor: ``ours``, ``ours_kmeans``, ``kmeans`` or, of a head that learned labels,
+            ``semi_supervised``. None = ``semi_supervised`` where there is one and no names are
+            given, else ``ours``.
         matching: which mapping of mapping.json.
         protocol: how photos are looked at: one of the protocols that the head was evaluated by.
             None = the first one that sees whole photos, else as training looks at them.
@@ -98,7 +102,7 @@ class Segmenter:
         head: str | Path,
         *,
         names: str | Path | Naming | None = None,
-        predictor: str = "ours",
+        predictor: str | None = None,
         matching: str = "majority_count",
         protocol: str | None = None,
         weights: str | None = None,
@@ -110,9 +114,12 @@ class Segmenter:
         hardware = choose_device(device)
         check_crf(crf, temperature)
         state, fitted, self.manifest = heads.load_head(head)
-        k = segments_of(self.manifest, merge_to)
+        predictor = choose_predictor(self.manifest, predictor, named=names is not None)
+        k = segments_of(self.manifest, merge_to, predictor)
         if isinstance(names, str | Path):
             names = read_naming(names, self.manifest, k, predictor, matching)
+        if predictor == SEMI_SUPERVISED:
+            names = learned_naming(self.manifest["labelled"])
         self.naming = cluster_naming(k) if names is None else names
         check_naming(self.naming, k)
         self.geometry = _geometry(self.manifest["backbone"], protocol)

@@ -15,12 +15,21 @@ def choose_device(name: str) -> torch.device:
     """Choose the device for ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
 
     Raises:
-        ValueError: ``cuda`` on a machine where torch finds no GPU.
+        ValueError: ``cuda`` where torch or FAISS finds no GPU, as under a driver that is too old.
     """
     available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ValueError("the device is cuda, but torch finds no GPU here")
+    if name == "cuda" and not (available and gpu_count()):
+        lacking = [n for n, there in (("torch", available), ("FAISS", gpu_count())) if not there]
+        raise ValueError(f"the device is cuda, but no GPU is found by {' and '.join(lacking)}")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    """Say what computes: "torch on NVIDIA H200, FAISS on 1 GPU", or "... on the CPU"."""
+    gpu = device.type == "cuda"
+    torch_on = torch.cuda.get_device_name(device) if gpu else "the CPU"
+    faiss_on = f"{gpu_count()} GPU" if gpu and gpu_count() else "the CPU"
+    return f"torch on {torch_on}, FAISS on {faiss_on}"
 
 
 def hardware_bfloat16(device: torch.device) -> bool:

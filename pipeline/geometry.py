@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
 
 Box = tuple[int, int, int, int]
 
@@ -152,6 +153,35 @@ def plan_view(
     left = int(generator.integers(resized[1] - wide + 1))
     box = (top, left, tall, wide)
     return Plan(patch, resized, box, [box], box[2:], box[2:], mirrored)
+
+
+def plan_resized_crop(
+    geometry: Geometry,
+    height: int,
+    width: int,
+    *,
+    area: tuple[float, float],
+    crop: int,
+    flip: bool,
+    generator: np.random.Generator,
+) -> Plan:
+    """Plan a view of an image as torchvision's random resized crop, to train on.
+
+    Args:
+        area: least and greatest share of the image that is cut out, at an aspect of 3/4 to 4/3.
+        crop: side of the square that it is resized to, px, rounded down to whole patches.
+        flip: mirror every other view.
+    """
+    side = crop // geometry.patch * geometry.patch
+    mirrored = flip and bool(generator.random() < 0.5)
+    image = torch.empty(()).expand(3, height, width)
+    with torch.random.fork_rng(devices=[]):  # torchvision draws by the global generator
+        torch.manual_seed(int(generator.integers(2**31)))
+        found = RandomResizedCrop.get_params(image, list(area), [3 / 4, 4 / 3])
+    top, left, tall, wide = found
+    resized = round(height * side / tall), round(width * side / wide)
+    box = (round(top * side / tall), round(left * side / wide), side, side)
+    return Plan(geometry.patch, resized, box, [box], box[2:], box[2:], mirrored)
 
 
 def _resized(height: int, width: int, geometry: Geometry) -> tuple[int, int]:

@@ -15,8 +15,10 @@ from torch.nn.utils import parametrize
 
 from pipeline.features import context
 from pipeline.geometry import Plan
-from pipeline.head import kmeans
+from pipeline.head import kmeans, semi_supervised
 from pipeline.head.head import Head
+from pipeline.head.semi_supervised import NAME as SEMI_SUPERVISED
+from pipeline.head.semi_supervised import Classifier
 from pipeline.maps import crf
 from pipeline.maps.merging import merge, merge_scores
 from pipeline.maps.upsampling import at_grid
@@ -25,6 +27,7 @@ Level = int | str
 Scores = dict[str, list[Tensor]]
 """By predictor, and of the ``eigenfunctions``: float32 ``(K, rows, columns)`` of each tile."""
 
+LOGITS = ("ours", SEMI_SUPERVISED)  # predictors whose scores are logits
 CONTEXT = "context"  # the level that is worked out from others
 EIGENFUNCTIONS = 6  # logits that are kept as maps: the first ones
 
@@ -44,8 +47,9 @@ class Segmenter:
         manifest: of the head: ``head`` (``levels``, and the arguments of `Head`), ``kmeans`` (its
             ``level``), ``context`` (the levels that the level `context` is made of).
         state: the head's ``state_dict``.
-        fitted: by name the fields of each `KMeans`, of ``context``, and the mean features of the
-            head's own clusters (``ours``).
+        fitted: by name the fields of each `KMeans`, of ``context``, the mean features of the
+            head's own clusters (``ours``), and perhaps those of a `Classifier`
+            (``semi_supervised``).
         device: where the head computes.
         temperature: ``ours`` scores softmax(logits / temperature); None scores the logits.
         refiner: one of `crf.CRFS`; None is no CRF.
@@ -74,6 +78,9 @@ class Segmenter:
         self._kmeans_level: Level = manifest["kmeans"]["level"]
         self._around: list[Level] = manifest["context"]
         self._context = context.Context(**fitted["context"]) if "context" in fitted else None
+        learned = fitted.get(SEMI_SUPERVISED, {})
+        arrays = {name: torch.from_numpy(value).to(device) for name, value in learned.items()}
+        self._classifier = Classifier(**arrays) if arrays else None
         self._device, self._temperature, self._refine = device, temperature, refiner
         names = () if merge_to is None else ("ours", *self.kmeans)
         self.segment_of = {n: merge(fitted[n]["centroids"], merge_to or 0) for n in names}
@@ -100,9 +107,11 @@ class Segmenter:
 
     @property
     def clusters(self) -> dict[str, int]:
-        """The number of clusters, or of the segments that they are merged to, by predictor."""
+        """The number of clusters, of the segments that they are merged to, or of classes."""
         own = {"ours": self.head.last.out_features}
         own |= {name: len(model.centroids) for name, model in self.kmeans.items()}
+        if self._classifier:
+            own[SEMI_SUPERVISED] = len(self._classifier.bias)
         return own | {name: int(ids.max()) + 1 for name, ids in self.segment_of.items()}
 
     @torch.inference_mode()
@@ -116,17 +125,22 @@ class Segmenter:
         joined = np.concatenate([tokens[level] for level in self.levels], axis=1)
         rows = torch.from_numpy(joined).to(self._device).float()
         features, logits = self.head(rows, [grid[0] * grid[1]])
-        soft = self._temperature
+        soft, learned = self._temperature, {}
+        if self._classifier:
+            learned[SEMI_SUPERVISED] = self._classifier.scores(
+                semi_supervised.joined(rows, features)
+            )
         plain = tokens[self._kmeans_level].astype(np.float32)
         return {
             "ours": logits if soft is None else torch.softmax(logits / soft, dim=1),
             "ours_kmeans": self._nearness("ours_kmeans", features.cpu().numpy()),
             "kmeans": self._nearness("kmeans", plain),
+            **learned,
             "eigenfunctions": logits[:, :EIGENFUNCTIONS],
         }
 
     def _nearness(self, name: str, tokens: np.ndarray) -> Tensor:
-        return torch.from_numpy(kmeans.scores(self.kmeans[name], tokens))
+        return torch.from_numpy(kmeans.scores(self.kmeans[name], tokens)).to(self._device)
 
     def label_map(
         self, scores: Scores, predictor: str, plan: Plan, image: np.ndarray | None = None
@@ -139,8 +153,14 @@ class Segmenter:
         Returns:
             uint16 ``plan.size``.
         """
-        logits = predictor == "ours"
-        return crf.refined_map(plan, scores[predictor], image, self._refine, logits=logits)
+        temperature: float | None = crf.TEMPERATURE
+        if predictor == SEMI_SUPERVISED:  # its scores are logarithms of probabilities
+            temperature = 1.0
+        if predictor in self.kmeans:  # Euclidean scores are minus squared distances, up to |x|^2
+            temperature = None if self.kmeans[predictor].spherical else 1.0
+        return crf.refined_map(
+            plan, scores[predictor], image, self._refine, temperature=temperature
+        )
 
     def confidence(self, scores: Scores, predictor: str, plan: Plan) -> Tensor:
         """Return the greatest softmax probability at the patch grid: float32 ``(rows, columns)``.
@@ -150,7 +170,7 @@ class Segmenter:
         maps = at_grid(plan, scores[predictor])
         if predictor == "ours" and self._temperature is not None:
             return maps.amax(dim=0)
-        logits = maps if predictor == "ours" else crf.as_logits(maps)
+        logits = maps if predictor in LOGITS else crf.as_logits(maps)
         return torch.softmax(logits, dim=0).amax(dim=0)
 
 

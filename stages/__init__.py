@@ -113,9 +113,6 @@ def way_out(text: str) -> Iterator[None]:
         raise InputError(f"{error}: {text}") from error
 
 
-NO_GPU = "set compute.device to auto"  # the way out of `pipeline.device.choose_device`
-
-
 class _Stages(click.Group):
     """Lists the stages without importing them: torch alone takes seconds to import."""
 

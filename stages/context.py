@@ -16,7 +16,8 @@ from cache.store.artefact import fingerprint, publish, size, work_folder
 from pipeline.device import choose_device
 from pipeline.features import context
 from pipeline.features.tiles import sample_plan
-from stages import NO_GPU, Stage, way_out
+from stages import Stage
+from stages.running.hardware import chosen_device
 from stages.running.jobs import run
 from stages.running.sample import gather
 from stages.settings.params import Params, load
@@ -51,8 +52,7 @@ def make_context(params: Params, features: str, out: str) -> None:
     weights = params.vit.context if NAME in params.used_levels else {}
     split, choices = params.train_split, params.context
     manifest = describe(cache, split, choices, weights)
-    with way_out(NO_GPU):
-        choose_device(params.compute.device)
+    chosen_device(params.compute.device)
     with work_folder(out, manifest["fingerprint"]) as work:
         folder, done = work / "context.zarr", work / "done"
         chunk, slots, shards = cache.layout()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -12,9 +12,9 @@ import numpy as np
 from cache import results
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
-from cache.segments import Segments
+from cache.segments import SEMI_SUPERVISED, Segments
 from cache.store.errors import InputError
-from pipeline.evaluation import MATCHINGS, confusion, count, scores
+from pipeline.evaluation import MATCHINGS, UNMATCHED, Scores, confusion, count, scores
 from pipeline.mappings import choose_images, fit_all, origins_of, summary
 from stages import Stage
 from stages.running.progress import track
@@ -23,6 +23,8 @@ from stages.settings.sections import EvalParams
 from stages.showing.planned import plan_of
 from stages.showing.score_table import print_scores
 
+DIRECT = "direct"  # in place of a matching, where a predictor says classes itself
+LEARNED = "labels"  # in place of what a mapping was fitted on
 PREDICTOR = "ours"  # whose clusters choose the images to label
 
 Samples = dict[str, set[int]]
@@ -64,14 +66,19 @@ def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -
             fitting = (data.train,) if "train" in params.eval.mapping else ()
             rows = select(images, truth, fitting, split, store, segments)
             samples = samples_of(rows, truth, data, params.eval, params.seed, store)
-            tally = tally_images(rows, truth, data, samples, store)
-            found[name] = assess(tally, data, params.eval, store.manifest["head"], store.main)
+            predictors = predictors_of(store, data)
+            tally = tally_images(rows, truth, data, samples, store, predictors)
+            direct = direct_mapping(store, data.classes)
+            head = store.manifest["head"]
+            found[name] = assess(tally, data, params.eval, head, store.main, direct)
         made_from = results.made_from(
             store.manifest, images, classes, truth, train, sets, params.eval.model_dump()
         )
+        learned = store.manifest["labelled"]
     results.write_evaluation(out, found, made_from)
     for name, split in sets:
-        print_scores(name, found[name].metrics, params.fitted_on(name, split), split, train)
+        fitted = params.fitted_on(name, split)
+        print_scores(name, found[name].metrics, fitted, split, train, learned)
 
 
 def select(
@@ -139,29 +146,48 @@ def samples_of(
     return {data.evaluated: splits[data.evaluated], **by_name}
 
 
+def predictors_of(store: Segments, data: Split) -> dict[str, int]:
+    """Give K of each predictor that can be scored here: learned classes must be among these."""
+    learned = direct_mapping(store, data.classes)
+    can = learned is not None and (not data.classes or (learned != UNMATCHED).any())
+    return {name: k for name, k in store.clusters.items() if name != SEMI_SUPERVISED or can}
+
+
+def direct_mapping(store: Segments, classes: Sequence[str]) -> np.ndarray | None:
+    """Find learned classes among these by their names: indices int64, -1 = none of them."""
+    labelled = store.manifest["labelled"]
+    if labelled is None:
+        return None
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index.get(name, UNMATCHED) for name in labelled["classes"]], np.int64)
+
+
 def tally_images(
     rows: Sequence[ImageRow],
     truth: dict[int, LabelRow],
     data: Split,
     samples: Samples,
     store: Segments,
+    predictors: Mapping[str, int],
 ) -> Tally:
     """Go through the label maps once, one image in memory at a time.
+
+    Args:
+        predictors: K by predictor.
 
     Raises:
         InputError: a label is missing, has changed since prepare, or its size isn't the map's.
     """
-    pairs = list(product(store.variants, store.clusters))
-    counts: results.Counts = {v: {name: {} for name in store.clusters} for v in store.variants}
+    pairs = list(product(store.variants, predictors))
+    counts: results.Counts = {v: {name: {} for name in predictors} for v in store.variants}
     used = {
-        v: {name: np.zeros(k, dtype=bool) for name, k in store.clusters.items()}
-        for v in store.variants
+        v: {name: np.zeros(k, dtype=bool) for name, k in predictors.items()} for v in store.variants
     }
     wanted = set().union(*samples.values())
     for row in track([row for row in rows if row.id in wanted], "counting pixels"):
         whole = _label(truth.get(row.id))
         for variant, name in pairs:
-            k = store.clusters[name]
+            k = predictors[name]
             clusters = store.read(name, store.by_content[row.sha256], variant)
             if row.split == data.evaluated:
                 used[variant][name] |= np.bincount(clusters.ravel(), minlength=k) > 0
@@ -191,12 +217,18 @@ def _label(row: LabelRow | None) -> np.ndarray | None:
 
 
 def assess(
-    tally: Tally, data: Split, choices: EvalParams, head: str, main: str
+    tally: Tally,
+    data: Split,
+    choices: EvalParams,
+    head: str,
+    main: str,
+    direct: np.ndarray | None,
 ) -> results.Evaluation:
     """Score every predictor with every matching, fitted on either split or on a choice of images.
 
     Args:
         main: the variant whose mapping is kept.
+        direct: `direct_mapping`.
     """
     metrics: dict[str, dict[str, dict[str, Any]]] = {
         variant: {
@@ -210,19 +242,37 @@ def assess(
         fitted, oracle = fit_all(counts), "oracle" in choices.mapping
         origins = origins_of(fitted, data.train, data.evaluated, oracle=oracle)
         for origin, samples in origins.items():
-            for name, matching in product(counts, MATCHINGS):
+            for name, matching in product(clustered(counts), MATCHINGS):
                 table = counts[name][data.evaluated]
                 found = [scores(confusion(table, fitted[s][name][matching])) for s in samples]
                 metrics[variant][name].setdefault(matching, {})[origin] = summary(found)
-                ious = np.mean([score.iou for score in found], axis=0)
-                per_class += [
-                    results.ClassScore(
-                        data.dataset, variant, name, matching, origin, label, float(iou)
-                    )
-                    for label, iou in zip(data.classes, ious, strict=True)
-                ]
-    kept = kept_mapping(tally.counts[main], data, choices.labelled, head)
+                place = data.dataset, variant, name, matching, origin
+                per_class += class_scores(place, data.classes, found)
+        if direct is not None and data.evaluated in counts.get(SEMI_SUPERVISED, {}):
+            table = counts[SEMI_SUPERVISED][data.evaluated]
+            found = [scores(confusion(table, direct))]
+            metrics[variant][SEMI_SUPERVISED][DIRECT] = {LEARNED: summary(found)}
+            place = data.dataset, variant, SEMI_SUPERVISED, DIRECT, LEARNED
+            per_class += class_scores(place, data.classes, found)
+    kept = kept_mapping(tally.counts[main], data, choices.labelled, head, direct)
     return results.Evaluation(metrics, data.classes, tally.counts, kept, per_class)
+
+
+def clustered(names: Iterable[str]) -> list[str]:
+    """Leave out the predictor that needs no mapping, for it says classes."""
+    return [name for name in names if name != SEMI_SUPERVISED]
+
+
+def class_scores(
+    place: tuple[str, str, str, str, str], classes: Sequence[str], found: Sequence[Scores]
+) -> list[results.ClassScore]:
+    """Give the mean IoU of each class over several mappings.
+
+    Args:
+        place: data set, variant, predictor, matching and origin.
+    """
+    ious = np.mean([score.iou for score in found], axis=0).tolist()
+    return [results.ClassScore(*place, *pair) for pair in zip(classes, ious, strict=True)]
 
 
 def kept_mapping(
@@ -230,11 +280,14 @@ def kept_mapping(
     data: Split,
     labelled: int | str,
     head: str,
+    direct: np.ndarray | None,
 ) -> results.ClassMapping:
     """The mapping that `predict` and pictures use: fitted on the training split if there is one."""
     train, fitted = data.train, fit_all(counts)
     fitted_on = next((s for s in (train, "different", data.evaluated) if s in fitted), None)
     mappings = fitted[fitted_on] if fitted_on else {}
+    if SEMI_SUPERVISED in mappings and direct is not None:
+        mappings[SEMI_SUPERVISED] = dict.fromkeys(MATCHINGS, direct)
     if fitted_on == "different":
         fitted_on = f"{train}, the {labelled} most different images"
     return results.ClassMapping(head, fitted_on, list(data.classes), mappings)

@@ -34,8 +34,9 @@ from pipeline.features.vit import (
     named_blocks,
 )
 from pipeline.geometry import Geometry, resize, tile_pixels
-from stages import NO_GPU, Stage, way_out
+from stages import Stage, way_out
 from stages.running.ahead import ahead
+from stages.running.hardware import chosen_device
 from stages.running.jobs import run
 from stages.running.plans import geometry_of, tile_table, whole_photos
 from stages.settings.params import Params, load
@@ -287,8 +288,7 @@ def _verified(model: str, weights: str | None, sha256: str) -> Backbone:
 def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
     """Describe what the cache is made from; the fingerprint covers images, weights, parameters."""
     extract = params.extract
-    with way_out(NO_GPU):
-        device = choose_device(params.compute.device)
+    device = chosen_device(params.compute.device)
     with way_out("correct `extract.blocks` and `extract.final_norm`"):
         blocks = block_numbers(extract.blocks, backbone.depth)
         normed = block_numbers(extract.final_norm, backbone.depth)

@@ -49,6 +49,7 @@ from pipeline.graph.search import (
     to_gpu,
 )
 from stages import Stage, way_out
+from stages.running.hardware import chosen_device
 from stages.running.jobs import run_parts
 from stages.running.progress import track
 from stages.running.sample import gather
@@ -99,6 +100,7 @@ def make_graph(params: Params, features: str, context: str, out: str) -> None:
         features, context: paths of what these stages wrote.
         out: path of the graph file to write. Interrupted, the same call goes on where it was.
     """
+    chosen_device(params.compute.device)
     cache = Features.open(features).beside(context)
     graph, gpu, split = params.graph, params.compute.gpu, params.train_split
     scope = SCOPES[graph.scope]
@@ -267,7 +269,7 @@ def own_ids(job: Job, numbering: Numbering, patches: np.ndarray) -> np.ndarray:
 
 def fill_neighbours(job: Job, name: str, block: int, probes: int) -> None:
     """Search and write the neighbours of one block of patches."""
-    numbering, index = _numbering(job), _index(job)
+    numbering, index = _numbering(job), _index(job, probes)
     first, stop = numbering.block_firsts[block : block + 2].tolist()
     rows = unit_tokens(_opened(job), job.level, numbering.tiles[numbering.blocks == block])
     own = own_ids(job, numbering, np.arange(first, stop))
@@ -318,10 +320,10 @@ def _numbering(job: Job) -> Numbering:
 
 
 @lru_cache(maxsize=1)
-def _index(job: Job) -> faiss.Index:
+def _index(job: Job, probes: int) -> faiss.Index:
     """Open the index of all patches, once in each process."""
     index = open_index(job.work)
-    return to_gpu(index) if job.gpu else index
+    return to_gpu(index, probes) if job.gpu else index
 
 
 STORED = "{stored} groups, {gb:.2f} GB"

@@ -15,11 +15,11 @@ from cache import exports, heads, predictions
 from cache.claims import claim
 from cache.images import find_white, read_image, survey
 from cache.photos import Photo, find_photos
-from cache.segments import PREDICTORS
+from cache.segments import PREDICTORS, SEMI_SUPERVISED
 from cache.store.artefact import file_hash
 from cache.store.errors import InputError
 from cache.walk import some
-from eigenseg.naming import read_naming, segments_of
+from eigenseg.naming import choose_predictor, read_naming, segments_of
 from eigenseg.segmenter import Result, Segmenter
 from pipeline.drawing.naming import Naming
 from pipeline.maps.crf import CRFS
@@ -45,7 +45,7 @@ SPLIT = "train"  # of a data set that is exported
 class Choices(NamedTuple):
     """Choices from scores to label maps: whose clusters, their names, their refinement."""
 
-    predictor: str = "ours"
+    predictor: str
     matching: str = MATCHINGS[0]
     temperature: float | None = None  # of a softmax before the interpolation; None: the logits
     crf: str = "none"  # one of `CRFS`
@@ -92,7 +92,8 @@ def predict(
     written = f"{out}: {len(photos) - len(faults)} of {len(photos)} images"
     if faults:
         raise InputError(f"{written}; the others have faults:\n" + "\n".join(faults))
-    by = f"{len(naming.classes)} names" if named else f"classes by {origin['matching']}"
+    by = f"{len(naming.classes)} names" if named else "classes"
+    by += f" by {origin['matching']}" * bool(origin["matching"])
     kind = by if naming.classes else "cluster ids"
     click.echo(f"{written}, {kind} of {segmenter.predictor}")
 
@@ -116,15 +117,15 @@ class Targets(NamedTuple):
 
 
 def mapped(path: str, manifest: dict[str, Any], choices: Choices) -> Naming | None:
-    """Read the classes of clusters from a mapping; None for cluster ids.
+    """Read the classes of clusters from a mapping; None for cluster ids, or without clusters.
 
     Raises:
         InputError: the mapping that was asked for is missing or belongs to another head. The
             default one may be so: that is said and cluster ids are written.
     """
-    if path == "none":
+    if path == "none" or choices.predictor == SEMI_SUPERVISED:
         return None
-    k = segments_of(manifest, choices.merge_to)
+    k = segments_of(manifest, choices.merge_to, choices.predictor)
     try:
         return read_naming(path, manifest, k, choices.predictor, choices.matching)
     except InputError as error:
@@ -228,7 +229,12 @@ def write_one(
     type=click.Choice(tuple(exports.FORMATS)),
     help="Further files in --out for other tools; may be given twice.",
 )
-@click.option("--predictor", default="ours", type=click.Choice(PREDICTORS), help="Whose clusters.")
+@click.option(
+    "--predictor",
+    type=click.Choice((*PREDICTORS, SEMI_SUPERVISED)),
+    help="Whose label maps; without it semi_supervised of a head that learned labels (and no "
+    "--names), else ours.",
+)
 @click.option(
     "--matching",
     default=MATCHINGS[0],
@@ -252,7 +258,7 @@ def write_one(
 @click.option("--merge-to", type=click.IntRange(min=2), help="As `segment.merge_to`.")
 def main(
     images: tuple[str, ...], out: str, head: str, mapping: str, names: str | None,
-    export: str | None, formats: tuple[str, ...], predictor: str, matching: str,
+    export: str | None, formats: tuple[str, ...], predictor: str | None, matching: str,
     weights: str | None, device: str,
     temperature: float | None, crf: str, protocol: str | None, merge_to: int | None,
 ) -> None:  # fmt: skip
@@ -264,11 +270,12 @@ def main(
     (pixels of each class in each photo). --format coco adds coco/instances.json and panoptic.json,
     --format label_studio predictions for Label Studio.
     """
-    choices = Choices(predictor, matching, temperature, crf, merge_to, protocol)
     manifest = heads.load_head(head)[2]
+    whose = choose_predictor(manifest, predictor, named=names is not None)
+    choices = Choices(whose, matching, temperature, crf, merge_to, protocol)
     if names:
-        k = segments_of(manifest, merge_to)
-        naming: Naming | None = read_naming(names, manifest, k, predictor, matching)
+        k = segments_of(manifest, merge_to, whose)
+        naming: Naming | None = read_naming(names, manifest, k, whose, matching)
     else:
         naming = mapped(mapping, manifest, choices)
     with way_out("choose another --device, --crf or --protocol"):
@@ -277,6 +284,7 @@ def main(
         )
     origin = {
         "head": manifest["fingerprint"],
+        "trained": manifest["sha256"],
         **choices._asdict(),
         "matching": matching if naming and not names else None,
         "classes": segmenter.naming.classes,

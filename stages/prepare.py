@@ -12,7 +12,9 @@ from cache.checked import CheckedFiles
 from cache.images import check_image
 from cache.index import ImageRow, write_index
 from cache.layouts import find_layout
+from cache.names import read_any_names
 from cache.photos import check_images, lie_of
+from cache.store.artefact import file_hash
 from stages import Stage
 from stages.running.progress import track
 from stages.settings.params import Params, load
@@ -41,8 +43,12 @@ def prepare(params: Params, out: str, labels: str) -> None:
                 row._replace(id=len(rows) + row.id, split=params.split_text(name, row.split))
                 for row in images
             ]
+    learned = params.train.labelled
+    path = learned if isinstance(learned, str) and learned != "all" else None
+    if path:
+        read_any_names(path)  # a fault in it ends the run here, before hours are spent
     write_index(out, rows)
-    store.write_labels(labels, classes, labelled, rows)
+    store.write_labels(labels, classes, labelled, rows, file_hash(path) if path else "")
     for split in dict.fromkeys(row.split for row in rows):
         ids = {row.id for row in rows if row.split == split}
         count = sum(row.image in ids for row in labelled)
@@ -54,7 +60,7 @@ def prepare_set(
 ) -> tuple[list[ImageRow], list[str], list[store.LabelRow]]:
     """The images of one data set, numbered from 0, its classes, and the labels of its images.
 
-    Where it is trained on alone, its labels are not looked at.
+    Where it is trained on alone, without labels, its labels are not looked at.
     """
     data, splits = params.datasets[name], params.used[name]
     layout = lie_of(Path(data.root), splits, find_layout(data.format, data.classes))
@@ -63,7 +69,8 @@ def prepare_set(
     look = checked.once(check_image)
     rows, notes = check_images(data.root, splits, shown, layout, subset, look, data.white)
     classes, found = list[str](), list[store.LabelRow]()
-    if name in params.evaluated:
+    taught = name == params.trained and params.train.labelled is not None
+    if name in params.evaluated or taught:
         classes = store.classes_of(data.root, layout, data.classes)
         shown = partial(track, description=f"checking labels of {name}", unit="label")
         check, values = checked.once(store.check_label), data.values or {}

@@ -14,8 +14,8 @@ from cache.commit import commit
 from cache.index import ImageRow, read_index
 from cache.labels import LabelRow, read_label, read_labels
 from cache.names import PREDICTOR
-from cache.segments import Segments
-from pipeline.evaluation import confusion, scores
+from cache.segments import SEMI_SUPERVISED, Segments
+from pipeline.evaluation import MATCHINGS, confusion, count, scores
 from stages import Stage
 from stages.running.progress import track
 from stages.settings.params import Params, load
@@ -34,7 +34,7 @@ from stages.showing.gallery import (
 from stages.showing.letters import tell_unshown
 from stages.showing.pages import render, write_pages
 from stages.showing.planned import plan_of
-from stages.showing.score_table import oracle_alone
+from stages.showing.score_table import learned_from, oracle_alone
 from stages.showing.sweep import draw_sweep
 
 SUGGESTING = "majority_count"  # that names to begin with follow: the likeliest class
@@ -76,7 +76,7 @@ def make_report(
         found = store.read_evaluation(folder, made_from)
         curve = store.read_curve(folder / "curve.csv", maps.manifest["curve"])
         named = find_named(named_folder, maps.manifest["head"], maps.clusters[PREDICTOR])
-        sections = []
+        sections, labelled = [], maps.manifest["labelled"]
         for name, split in sets:
             rows = [row for row in images if row.split == split]
             fitted_on = params.fitted_on(name, split)
@@ -84,14 +84,16 @@ def make_report(
             section = draw_set(
                 prefix, name, found[name], (fitted_on, split), rows, truth, maps, named
             )
+            if labelled:
+                section["score_notes"].append(learned_from(labelled))
             if section["origins"] and fitted_on != train:
                 section["score_notes"].append(oracle_alone(train))
             sections.append(section)
         title = f"{', '.join(params.evaluated)}: names for clusters"
         mapping = found[sets[0][0]].mapping
-        atlas = make_atlas(
-            title, maps.stored(images), maps, suggestion(mapping), named.file if named else None
-        )
+        shown = maps.stored(images)
+        given = suggestion(mapping) or learned_suggestion(maps, shown)
+        atlas = make_atlas(title, shown, maps, given, named.file if named else None)
         facts, main = run_facts(params, maps), maps.main
         curves = curve_charts(curve)
         pictures = [picture for one in sections for picture in one["pictures"]] + curves
@@ -125,7 +127,7 @@ def draw_set(
         rows: the images of that split.
     """
     train, split = splits
-    colours = choose_colours(found.mapping, maps.clusters)
+    colours = choose_colours(found.mapping, maps.clusters, maps.manifest["labelled"])
     gallery = [
         example(
             f"{prefix}gallery_{number:02d}",
@@ -166,7 +168,22 @@ def suggestion(mapping: store.ClassMapping) -> dict[str, Any] | None:
     if mapping.fitted_on is None:
         return None
     clusters = mapping.clusters[PREDICTOR][SUGGESTING].tolist()
-    return {"classes": mapping.classes, "clusters": clusters, "split": mapping.fitted_on}
+    source = f"the labels of {mapping.fitted_on}"
+    return {"classes": mapping.classes, "clusters": clusters, "source": source}
+
+
+def learned_suggestion(maps: Segments, rows: Sequence[ImageRow]) -> dict[str, Any] | None:
+    """The names by which training's own classes would call clusters; None where it has none."""
+    labelled = maps.manifest["labelled"]
+    if labelled is None:
+        return None
+    k, classes = maps.clusters[PREDICTOR], labelled["classes"]
+    table = np.zeros((k, len(classes)), np.int64)
+    for row in rows:
+        found = maps.read(SEMI_SUPERVISED, row.id)
+        table += count(maps.read(PREDICTOR, row.id), found, k, len(classes))
+    clusters = MATCHINGS[SUGGESTING](table).tolist()
+    return {"classes": classes, "clusters": clusters, "source": "what training learned"}
 
 
 def run_facts(params: Params, maps: Segments) -> dict[str, Any]:
@@ -194,21 +211,25 @@ def score_tables(
     """Lay out the tables of scores, one for each protocol: the best of each column is marked."""
     first = next(iter(metrics.values()))
     held = origins(first, train, evaluated)
-    matchings = [
-        key for key, value in next(iter(first.values())).items() if isinstance(value, Mapping)
-    ]
+    entries = [entry for scored in metrics.values() for entry in scored.values()]
+    matchings = [key for entry in entries for key in entry if isinstance(entry[key], Mapping)]
     best = {
         (variant, matching, origin): {
-            score: max(entry[matching][origin][score] for entry in scored.values())
+            score: max(
+                entry[matching][origin][score]
+                for entry in scored.values()
+                if origin in entry.get(matching, {})
+            )
             for score in ("miou", "accuracy")
         }
         for variant, scored in metrics.items()
-        for matching in matchings
-        for origin in held
+        for matching, origin in {
+            (m, o) for entry in scored.values() for m in matchings for o in entry.get(m, {})
+        }
     }
     return {
         "tables": metrics,
-        "matchings": matchings,
+        "matchings": [*dict.fromkeys(matchings)],
         "origins": held,
         "best": best,
         "score_notes": score_notes(first, train, evaluated),
@@ -242,8 +263,10 @@ def origins(metrics: dict[str, dict[str, Any]], train: str, evaluated: str) -> d
         "typical": f"on the most typical of {train}",
         "different": f"on the most different of {train}",
         "random": f"on some of {train}, 5 draws",
+        "labels": f"learned from labels of {train}",
     }
-    held = {key for entry in metrics.values() for key in entry.get(MATCHING, {})}
+    tables = [one for entry in metrics.values() for one in entry.values()]
+    held = {key for one in tables if isinstance(one, Mapping) for key in one}
     return {key: heading for key, heading in headings.items() if key in held}
 
 

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from contextlib import closing
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import click
+import torch
 
 from cache import heads
 from cache.features import Features
 from cache.images import read_row
-from cache.index import ImageRow, images_fingerprint, read_index
-from cache.segments import CRF, FORMAT, ImageMaps, write_maps
+from cache.index import ImageRow, read_index
+from cache.segments import CRF, FORMAT, PREDICTORS, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
 from cache.store.errors import InputError
 from pipeline.device import choose_device
-from pipeline.geometry import Geometry, Plan, plan
-from pipeline.maps.crf import CRFS, check_crf
+from pipeline.geometry import Geometry, Plan, grid, plan
+from pipeline.maps.crf import CRFS, POINTS, ours
 from pipeline.maps.upsampling import at_grid
 from pipeline.segmenter import Scores, Segmenter, runner_up
-from stages import NO_GPU, Stage, way_out
+from stages import Stage
+from stages.running.ahead import ahead
+from stages.running.estimates import refinement_words
+from stages.running.hardware import chosen_device
 from stages.running.jobs import run_parts
 from stages.settings.params import Params, load
 from stages.settings.sections import SegmentParams
 
+READERS = 4  # images whose maps are made at once beside a GPU
 PART_IMAGES = 8  # images of one part: what a kill loses at most
 
 
@@ -49,14 +55,11 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
         out: path of the label maps to write. Interrupted, the same call goes on where it was.
     """
     chosen, device = params.segment, params.compute.device
-    check_crf(chosen.crf, chosen.temperature)
-    with way_out(NO_GPU):
-        choose_device(device)
+    hardware = chosen_device(device)
     cache = Features.open(features).beside(context)
     trained = heads.load_head(head)[2]
     check_head(head, trained, cache)
     rows = images_of(read_index(index), index, cache)
-    check_merging(chosen.merge_to, trained["head"]["clusters"])
     clusters = open_segmenter(head, chosen, device).clusters
     manifest = describe(chosen, cache, trained, rows, clusters)
     with work_folder(out, manifest["fingerprint"]) as work:
@@ -64,6 +67,8 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
         images = {
             f"{i:08d}": (rows[i : i + PART_IMAGES],) for i in range(0, len(rows), PART_IMAGES)
         }
+        if words := crf_words(rows, cache, chosen.crf, hardware):
+            click.echo(words, err=True)
         names = run_parts(fill_part, job, images, params.compute, "segmenting")
         parts.assemble(work, names, out, manifest)
     click.echo(f"{out}: {len(rows)} images, {size(out) / 1e6:.1f} MB")
@@ -85,8 +90,11 @@ def open_segmenter(head: str, choices: SegmentParams, device: str) -> Segmenter:
 
 def fill_part(job: Job, name: str, images: Sequence[ImageRow]) -> None:
     """Compute and write the maps of some images."""
-    maps = (maps_of(job, image) for image in images)
-    write_maps(job.work, name, maps, _opened(job)[1].clusters)
+    clusters = _opened(job)[1].clusters
+    # A GPU scores and filters; what is left to the CPU, of several images at once, are files.
+    threads = READERS if choose_device(job.device).type == "cuda" else 1
+    with closing(ahead(partial(maps_of, job), images, threads=threads, waiting=threads)) as made:
+        write_maps(job.work, name, (maps for _, maps in made), clusters)
 
 
 def maps_of(job: Job, image: ImageRow) -> ImageMaps:
@@ -104,6 +112,20 @@ def maps_of(job: Job, image: ImageRow) -> ImageMaps:
             }
     functions, ours = grids[0]
     return ImageMaps(image.id, labels, functions.cpu().numpy(), *runner_up(ours))
+
+
+def crf_words(rows: Sequence[ImageRow], cache: Features, crf: str, device: torch.device) -> str:
+    """Say how long the CRF of all maps takes; "" without one, or where it is less than a minute."""
+    if (refine := CRFS[crf]) is None:
+        return ""
+    plans = [
+        plan(Geometry(**geometry), row.height, row.width)
+        for row in rows
+        for geometry in cache.manifest["protocols"].values()
+    ]
+    sizes = [grid((0, 0, *p.resized), p.patch) if refine is ours else p.size for p in plans]
+    points = sum(h * w for h, w in sizes) * (POINTS**2 if refine is ours else 1)
+    return refinement_words(refine, read_row(rows[0]), len(PREDICTORS), points, device)
 
 
 def score_cached(
@@ -124,15 +146,6 @@ def _opened(job: Job) -> tuple[Features, Segmenter]:
     return Features.open(job.features).beside(job.context), segmenter
 
 
-def check_merging(merge_to: int | None, clusters: int) -> None:
-    """Raise InputError unless the clusters can be merged to so many segments."""
-    if merge_to is not None and merge_to > clusters:
-        raise InputError(
-            f"segment.merge_to ({merge_to}) must not exceed the {clusters} clusters of the head: "
-            "lower it, set it to null, or train with more `clusters`"
-        )
-
-
 def check_head(path: str, manifest: dict, cache: Features) -> None:
     """Raise InputError unless the head was trained on this cache."""
     if cache.fingerprint != manifest["features"]:
@@ -144,16 +157,8 @@ def check_head(path: str, manifest: dict, cache: Features) -> None:
 
 
 def images_of(rows: Sequence[ImageRow], index: str, cache: Features) -> list[ImageRow]:
-    """The images that get label maps, in the order of their ids.
-
-    Raises:
-        InputError: the index and the feature cache are not of the same images.
-    """
-    if images_fingerprint(rows) != cache.manifest["index"]:
-        raise InputError(
-            f"{index} and {cache.path} must hold the same images in the same order, found others "
-            f"among {len(rows)}: run `dvc repro` (or `eigenseg extract`)."
-        )
+    """The images that get label maps, in the order of their ids."""
+    cache.check_images(rows, index)
     return [row for row in rows if row.split in cache.manifest["segmented"]]
 
 
@@ -171,6 +176,7 @@ def describe(
         "model": head["backbone"]["model"],
         "seed": head["seed"],
         "curve": head["curve"],
+        "labelled": head["labelled"],
         **choices.model_dump(exclude={"names"}),
         "clusters": dict(clusters),
         "protocols": cache.manifest["protocols"],

@@ -20,18 +20,21 @@ from cache.features import Features
 from cache.graphs import Graphs
 from cache.store.artefact import fingerprint, publish, work_folder
 from cache.store.errors import InputError
-from pipeline.device import choose_device, return_large_arrays
+from pipeline.device import return_large_arrays
 from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.partition import round_count
 from pipeline.head import kmeans
 from pipeline.head.head import Head, initialise
 from pipeline.head.objective import default_beta
+from pipeline.head.semi_supervised import NAME as SEMI_SUPERVISED
 from pipeline.head.start import DiscriminantStart, KMeansStart, Start
 from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
-from stages import NO_GPU, Stage, way_out
-from stages.running.batches import Batches, load_batches, open_source
+from stages import Stage, way_out
+from stages.running.batches import READERS, Batches, load_batches, open_source
 from stages.running.estimates import kmeans_words
+from stages.running.hardware import chosen_device
+from stages.running.labelled import Patches, learn_labels, read_knowledge, split_graph
 from stages.running.progress import alive, bar
 from stages.running.sample import gather
 from stages.settings.params import Params, load
@@ -64,21 +67,33 @@ class Sample(NamedTuple):
 
     def rows(self, channels: int, rows_of: Callable[[int], np.ndarray], title: str) -> np.ndarray:
         """Gather what ``rows_of`` a tile gives for its patches: float32 ``(n, channels)``."""
-        return gather(self.tiles, self.plan, channels, rows_of, title)
+        threads = READERS if torch.cuda.is_available() else 1  # the cores of a CPU compute
+        return gather(self.tiles, self.plan, channels, rows_of, title, threads)
 
 
-def train(params: Params, features: str, context: str, graph: str, out: str, curve: str) -> None:
+def train(
+    params: Params,
+    features: str,
+    context: str,
+    graph: str,
+    index: str,
+    labels: str,
+    out: str,
+    curve: str,
+) -> None:
     """Train the eigenfunction head and fit both K-means on the cache.
 
+    With `train.labelled` it also fits `semi_supervised`, which says classes; without, no label is
+    opened.
+
     Args:
-        features, context, graph: paths of what these stages wrote.
+        features, context, graph, index, labels: paths of what these stages wrote.
         out: folder of the head to write. Interrupted, the same call goes on from the last finished
             epoch.
         curve: path of the training curve to write.
     """
     return_large_arrays()
-    with way_out(NO_GPU):
-        device = choose_device(params.compute.device)
+    device = chosen_device(params.compute.device)
     seed, gpu, levels = params.seed, params.compute.gpu, params.head.levels
     cache = Features.open(features).beside(context)
     start = start_of(params.train, params.clusters, seed, gpu)
@@ -96,12 +111,14 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
             checkpoint = work / "checkpoint.pt"
             rows, waited = fit_head(head, begin, source, params.train, checkpoint)
             fitted = fit_kmeans(sample, head, levels, params.kmeans, seed, gpu)
+            patches = Patches(cache, params.train_split, head, levels)
+            learned, facts = learn(params, patches, graphs, index, labels, manifest["fingerprint"])
             fit = cache.fit()
             heads.save_head(
                 work / "head",
                 head.state_dict(),
-                {**fitted, **({"context": fit} if fit else {})},
-                {**manifest, "curve": results.write_curve(curve, rows)},
+                {**fitted, **learned, **({"context": fit} if fit else {})},
+                {**manifest, "curve": results.write_curve(curve, rows), "labelled": facts},
             )
             carry(cache.manifest["model"], cache.manifest["weights"], work / "head")
             publish(work / "head", out)
@@ -109,6 +126,25 @@ def train(params: Params, features: str, context: str, graph: str, out: str, cur
         f"{out}: K = {params.clusters}, {len(rows)} steps, loss {rows[-1]['loss']:.4f}, "
         f"waited {waited:.1%} of the time for data"
     )
+
+
+def learn(
+    params: Params, patches: Patches, graphs: Graphs, index: str, labels: str, head: str
+) -> tuple[dict[str, dict], dict[str, Any] | None]:
+    """Fit `semi_supervised` where labels are given; give its arrays, and facts about the labels."""
+    choices, seed = params.train, params.seed
+    if choices.labelled is None:
+        return {}, None
+    found = read_knowledge(patches, choices, params.trained, index, labels, head, seed)
+    graph = split_graph(graphs, patches, params.graph.alpha)
+    if graph is None:
+        click.echo("graph.scope batch keeps no graph: labels are not spread", err=True)
+    classifier = learn_labels(patches, found, graph, seed)
+    click.echo(f"{SEMI_SUPERVISED}: learned from {found.said}")
+    arrays = {name: value.cpu().numpy() for name, value in classifier._asdict().items()}
+    colours = None if found.colours is None else found.colours.tolist()
+    facts = {"said": found.said, "classes": found.classes, "colours": colours}
+    return {SEMI_SUPERVISED: arrays}, facts
 
 
 def fit_head(
@@ -231,6 +267,7 @@ def fit_kmeans(
     """
     cache, device = sample.cache, next(head.parameters()).device
 
+    @torch.inference_mode()  # threads do not inherit it
     def features_of(tile: int) -> np.ndarray:
         tokens = torch.from_numpy(cache.batch(levels, [tile])).to(device).float()
         return head.features(tokens, [len(tokens)]).half().cpu().numpy()
@@ -281,7 +318,7 @@ def describe(params: Params, shape: dict[str, Any], cache: Features, graphs: Gra
         "head": {**shape, "levels": params.head.levels},
         "context": [*params.vit.context],
         "kmeans": params.kmeans.model_dump(),
-        "train": params.train.model_dump(),
+        "train": params.train.model_dump(exclude={"labelled", "choose"}),
         "alpha": params.graph.alpha,
         "seed": params.seed,
         "graph": graphs.manifest["fingerprint"],
@@ -296,16 +333,23 @@ def describe(params: Params, shape: dict[str, Any], cache: Features, graphs: Gra
 @click.option("--features", default="data/features.zarr", help="Feature cache.")
 @click.option("--context", default="data/context.zarr", help="Cache of the level `context`.")
 @click.option("--graph", default="data/graph.h5", help="Graph file.")
+@click.option("--index", default="data/index.csv", help="Index of images.")
+@click.option("--labels", default="data/labels.csv", help="Index of labels.")
 @click.option("--out", default="data/head", help="Folder of the head to write.")
 @click.option("--curve", default="results/curve.csv", help="Training curve to write.")
-def main(params: str, features: str, context: str, graph: str, out: str, curve: str) -> None:
+def main(
+    params: str, features: str, context: str, graph: str,
+    index: str, labels: str, out: str, curve: str,
+) -> None:  # fmt: skip
     """Train the eigenfunction head and fit both K-means on the cache.
 
     Reads data/features.zarr, data/context.zarr and data/graph.h5 (no image, no ViT), writes
     data/head (the head, the K-means on the features F and on the head's features, a manifest) and
-    results/curve.csv. Interrupted, it goes on from the last finished epoch.
+    results/curve.csv. With `train.labelled` it also reads those labels, by data/index.csv and
+    data/labels.csv, and fits the predictor `semi_supervised`, which says classes. Interrupted, it
+    goes on from the last finished epoch.
     """
-    train(load(params), features, context, graph, out, curve)
+    train(load(params), features, context, graph, index, labels, out, curve)
 
 
 if __name__ == "__main__":

@@ -253,6 +253,7 @@ def test_a_large_page_stays_below_its_bound(
         "format": FORMAT,
         "head": "a1",
         "clusters": clusters,
+        "labelled": None,
         "protocols": {"full": {"patch": 8, "short_side": 64}},
         "variants": ["full"],
         "images": list(range(count)),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ import torch
 
 from cache.features import Features
 from cache.graphs import Graphs
+from pipeline.graph.kernel import kernel_on_device
 from pipeline.head.objective import SCALE, neural_eigenfunction_loss, normalise_columns
 from pipeline.head.start import Start
 from stages.running import batches
+from stages.running.sample import gather
 from stages.settings import params
 from stages.train import build_head, head_shape
 from tests.conftest import Project, kill_when, tree_bytes
@@ -57,6 +61,45 @@ def test_the_loss_is_that_of_a_stored_graph(drawn: Project) -> None:
         psi = normalise_columns(torch.softmax(logits / 0.3, dim=1)) / SCALE**0.5
         losses.append(neural_eigenfunction_loss(psi, batch.kappa, 0.08)[0].item())
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and abs(losses[0]) > 0.1
+
+
+def test_pixel_graphs_of_a_tile_are_made_once(
+    drawn: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn.ok("graph")
+    with Graphs("data/graph.h5") as graphs:
+        source = opened(graphs)
+        tiles = source.plan(0)[0]
+        first, again = source.load(tiles), source.load(tiles)
+        assert set(source.pixels) == set(tiles.tolist())
+        assert torch.equal(first.kappa.to_dense(), again.kappa.to_dense())
+        monkeypatch.setattr(batches, "KEPT", 0)
+        bare = opened(graphs)
+        assert torch.equal(bare.load(tiles).kappa.to_dense(), first.kappa.to_dense())
+        assert len(bare.pixels) <= 1
+        source.pixels.update(dict.fromkeys(tiles.tolist(), source.pixels[int(tiles[0])]))
+        assert not torch.equal(source.load(tiles).kappa.to_dense(), first.kappa.to_dense())
+
+
+def test_a_batch_for_a_gpu_has_the_kernel_of_a_batch_for_the_cpu(
+    drawn: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn.ok("graph")
+    with Graphs("data/graph.h5") as graphs:
+        source = opened(graphs)
+        tiles = source.plan(0)[0]
+        expected = source.load(tiles)
+        made = []
+
+        def on_device(*arguments: Any) -> torch.Tensor:
+            made.append(arguments[-1])
+            return kernel_on_device(*arguments[:-1], "cpu")
+
+        monkeypatch.setattr(batches, "choose_device", lambda _: torch.device("cuda"))
+        monkeypatch.setattr(batches, "kernel_on_device", on_device)
+        found = source.load(tiles)
+    assert made == [torch.device("cuda")]
+    assert torch.allclose(found.kappa.to_dense(), expected.kappa.to_dense(), rtol=2e-6, atol=0)
 
 
 def test_every_epoch_draws_all_tiles_anew(drawn: Project) -> None:
@@ -109,3 +152,19 @@ def test_a_k_beyond_the_smallest_batch_is_refused_before_training(drawn: Project
     drawn.ok("graph")
     drawn.set("graph.other_images", True)
     drawn.fails("graph", "other_images needs scope dataset")
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_rows_are_gathered_in_their_order(threads: int) -> None:
+    rng = np.random.default_rng(0)
+    tiles = {number: rng.random((6, 3)).astype(np.float32) for number in range(40, 60)}
+    plan = [np.flatnonzero(rng.random(6) < 0.3) for _ in tiles]
+    assert any(len(rows) == 0 for rows in plan)
+
+    def rows_of(tile: int) -> np.ndarray:
+        time.sleep(0.002 * (tile % 3))  # later tiles may be read earlier
+        return tiles[tile]
+
+    found = gather([*tiles], plan, 3, rows_of, "sampling", threads)
+    expected = [rows[chosen] for rows, chosen in zip(tiles.values(), plan, strict=True)]
+    np.testing.assert_array_equal(found, np.concatenate(expected))

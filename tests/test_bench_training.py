@@ -79,6 +79,16 @@ def test_a_run_that_takes_too_long_is_extrapolated(setting: Setting) -> None:
     assert gpu.long_run(setting, 5, 100)["steps"] == 5
 
 
+def test_the_papers_run_is_what_presets_train(setting: Setting) -> None:
+    with gpu.as_presets(setting) as found:
+        graph = found.params.graph
+        patches = graph.group_patches
+        assert (graph.scope, graph.level, graph.k) == ("batch", "last", min(256, patches // 2))
+        batch = found.source().load(found.source().plan(0)[0])
+        assert batch.kappa.values().numel() > graph.k * sum(batch.sizes)
+        assert gpu.long_run(found, 2, 100)["steps"] == 2
+
+
 def test_one_device_agrees_with_itself() -> None:
     run, agreement = tables(gpu.main, "--tiny", "--device", "cpu", "--only", "run,agreement")
     assert [row["steps"] for row in run["rows"]] == [5, 5]

@@ -15,7 +15,7 @@ from PIL import Image
 
 import eigenseg
 from cache.index import read_index
-from cache.segments import PREDICTORS, Segments
+from cache.segments import Segments
 from tests.conftest import REPOSITORY, Project, make_dataset
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "views": {f"extract.train.{name}": value for name, value in VIEWS.items()},
     "windows": {"extract.train.window": 64, "extract.train.stride": 32},
     "merged": {"segment.merge_to": 3, "segment.temperature": 0.3},
+    "labelled": {"train.labelled": 2},
 }
 
 
@@ -58,7 +59,7 @@ def test_every_protocol_gives_the_maps_of_the_stages(
     rows = [row for row in read_index("data/index.csv") if row.split == "val"]
     with Segments("data/segments.h5") as maps:
         for protocol in PROTOCOLS:
-            for name in PREDICTORS:
+            for name in maps.clusters:
                 segmenter = eigenseg.Segmenter(
                     "data/head", predictor=name, protocol=protocol, device="cpu", **choices
                 )

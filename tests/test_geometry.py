@@ -12,7 +12,16 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from pipeline.features.views import view_generator
-from pipeline.geometry import Geometry, Plan, grid, place_windows, plan, plan_view, resize
+from pipeline.geometry import (
+    Geometry,
+    Plan,
+    grid,
+    place_windows,
+    plan,
+    plan_resized_crop,
+    plan_view,
+    resize,
+)
 from pipeline.maps import upsampling
 from pipeline.maps.upsampling import at_grid, average, label_map
 
@@ -253,3 +262,25 @@ def test_a_plan_of_one_tile_is_plain_interpolation(window: int | None) -> None:
     torch.testing.assert_close(
         at_grid(found, scores), field, atol=1e-5 if window is None else 0.7, rtol=0
     )
+
+
+def test_resized_crops_show_shares_of_the_image_at_the_size_of_the_crop() -> None:
+    height, width, shares, aspects, flips = 375, 500, [], [], 0
+    for number in range(200):
+        before = torch.random.get_rng_state()
+        found = plan_resized_crop(
+            Geometry(14, 520), height, width, area=(0.08, 1.0), crop=224, flip=True,
+            generator=np.random.default_rng(number),
+        )  # fmt: skip
+        assert torch.equal(torch.random.get_rng_state(), before)
+        ((top, left, tall, wide),) = found.tiles
+        assert (tall, wide) == (224, 224) and found.grids() == [(16, 16)]
+        assert 0 <= top <= found.resized[0] - tall and 0 <= left <= found.resized[1] - wide
+        shown = height * tall / found.resized[0], width * wide / found.resized[1]
+        shares.append(shown[0] * shown[1] / (height * width))
+        aspects.append(shown[1] / shown[0])
+        flips += found.flip
+    assert 0.079 < min(shares) < 0.12 and 0.9 < max(shares) <= 1.0
+    assert 0.74 < min(aspects) < 0.8 and 1.25 < max(aspects) < 1.35
+    # Large shares that do not fit at their aspect are drawn again.
+    assert np.mean(shares) == pytest.approx(0.45, abs=0.06) and 70 < flips < 130

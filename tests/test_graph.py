@@ -11,6 +11,7 @@ from pipeline.graph.kernel import (
     block_diagonal,
     feature_graph,
     kernel,
+    kernel_on_device,
     normalise,
     pixel_edges,
     to_torch,
@@ -178,3 +179,23 @@ def test_to_torch_is_equal_and_silent() -> None:
     vectors = torch.randn(25, 3, generator=torch.Generator().manual_seed(0))
     expected = matrix.toarray() @ vectors.numpy()
     np.testing.assert_allclose((tensor @ vectors).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_the_kernel_of_a_device_is_that_of_scipy(alpha: float) -> None:
+    rng = np.random.default_rng(0)
+    grids = [(5, 8), (6, 6)]
+    sizes = [h * w for h, w in grids]
+    indices, cosines = nearest(random_features(1, sum(sizes)), 60)
+    indices[rng.random(indices.shape) < 0.2] = -1
+    indices[7] = -1  # and nobody's neighbour: an isolated patch
+    indices[indices == 7] = -1
+    near = block_diagonal([
+        pixel_edges(rng.random((h * w, 3)).astype(np.float32), h, w, [(4, 2.0), (3, 0.1)])
+        for h, w in grids
+    ])  # fmt: skip
+    expected = kernel(feature_graph(indices, cosines), near, alpha)
+    found = kernel_on_device(indices, cosines, near, alpha, "cpu")
+    assert found.layout == torch.sparse_csr and found.col_indices().dtype == torch.int32
+    np.testing.assert_allclose(found.to_dense().numpy(), expected.toarray(), rtol=2e-6)
+    assert (cosines < 0).any() and np.abs(expected.toarray()).sum() > 10

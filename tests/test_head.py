@@ -256,6 +256,16 @@ def test_width_must_be_a_multiple_of_head_dim() -> None:
         Head([8, 16], 16, None, 2, 64, 32, level_norm=True)
 
 
+def test_padded_attention_is_that_of_each_tile() -> None:
+    block, sizes = made_head().blocks[0], [9, 4, 1, 16]
+    qkv = torch.randn(30, 3 * 24, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    found = [way(qkv, sizes) for way in (block._attend, block._attend_padded)]
+    torch.testing.assert_close(found[1], found[0])
+    gradients = [torch.autograd.grad(values.square().sum(), qkv)[0] for values in found]
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert gradients[0].abs().max() > 0.01
+
+
 @pytest.mark.parametrize(("shape", "sizes"), [((10, 23), [10]), ((10, 24), [5, 4])])
 def test_tokens_must_fit(shape: tuple[int, int], sizes: list[int]) -> None:
     with pytest.raises(ValueError, match=r"tokens must be .* levels of \[8, 4, 12\] channels"):

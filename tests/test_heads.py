@@ -68,7 +68,7 @@ def test_head_that_is_missing_or_incomplete(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"incomplete \(no manifest\): run `eigenseg train`"):
         heads.load_head(folder)
     write_manifest(folder / "manifest.json", {"format": 0})
-    with pytest.raises(InputError, match=r"has format 0, this version reads 5: run"):
+    with pytest.raises(InputError, match=r"has format 0, this version reads 6: run"):
         heads.load_head(folder)
     (folder / "manifest.json").write_text('{"format"')
     with pytest.raises(InputError, match=r"manifest\.json is not valid JSON"):

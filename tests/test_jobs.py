@@ -148,6 +148,27 @@ def test_a_cluster_without_workers_is_told_and_waited_for(
     assert f"start one with `dask worker {address}`" in told
 
 
+def note_gpu(number: int) -> None:
+    Path(f"notes/{number}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    time.sleep(0.3)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, {"0", "1"}), ("3,GPU-5,7", {"3", "GPU-5"})])
+def test_local_workers_have_a_gpu_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, expected: set[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes").mkdir()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    choices = ComputeParams(device="auto", scheduler="local", threads=None)
+    run(note_gpu, [(number,) for number in range(6)], choices, ".", "noting")
+    assert {path.read_text() for path in Path("notes").iterdir()} == expected
+    assert len(list(Path("notes").iterdir())) == 6
+
+
 def test_a_scheduler_that_goes_is_named(tmp_path: Path) -> None:
     with scheduler(tmp_path) as address:
         job = ([("0",)], compute(address), ".", "noting")

@@ -156,7 +156,7 @@ def test_every_fault_is_in_one_error(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:40])
     save(tmp_path / "labels/val/wide.png", np.zeros((2, 5), dtype=np.uint8))
     with pytest.raises(InputError) as caught:
-        find_labels(tmp_path, rows, ["sky", "road", "tree"])
+        find_labels(tmp_path, rows, ["sky", "road", "tree"], scored="val")
     lines = str(caught.value).splitlines()
     assert len(lines) == 5
     assert "every image of a labelled split must have a label" in lines[1]
@@ -169,7 +169,8 @@ def test_every_fault_is_in_one_error(tmp_path: Path) -> None:
 def test_a_long_list_of_missing_labels_is_cut(tmp_path: Path) -> None:
     (tmp_path / "labels/val").mkdir(parents=True)
     with pytest.raises(InputError, match=r"23 lack theirs: i0, .*, i9 and 13 more\. Add"):
-        find_labels(tmp_path, [row(i, "val", f"i{i}") for i in range(23)], ["sky"])
+        rows = [row(i, "val", f"i{i}") for i in range(23)]
+        find_labels(tmp_path, rows, ["sky"], scored="val")
 
 
 def test_labels_without_classes_are_rejected(tmp_path: Path) -> None:

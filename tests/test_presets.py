@@ -57,6 +57,13 @@ ALREADY = {
     "segment.temperature": None,
 }
 CRF = {"segment.crf": "program"}  # it scores its sliding protocol with it
+SCORED = ("pascal_context_59", "cityscapes_27")  # by a head that was trained on ImageNet
+RESIZED_CROPS = {
+    "extract.train.views": 1,
+    "extract.train.scale": None,
+    "extract.train.area": [0.08, 1.0],
+    "extract.train.colour": 0.0,
+}
 # Short side, crop and images of a batch; other values of single keys.
 BENCHMARKS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "pascal_context": (520, 480, 16, {}),
@@ -64,7 +71,8 @@ BENCHMARKS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "cityscapes27": (1024, 768, 8, {}),
     "cityscapes19": (1024, 768, 8, CRF),
     "ade20k": (512, 512, 16, {"clusters": 512, "train.epochs": 20, **CRF}),
-    "imagenet": (520, 480, 16, {"train.epochs": 5, "extract.train.views": 1}),
+    "coco_stuff27": (520, 480, 16, {"train.epochs": 2, "extract.train.views": 1}),
+    "imagenet": (520, 512, 16, RESIZED_CROPS | {"train.epochs": 5, "eval_on": list(SCORED)}),
 }
 # The entry of `datasets` that each is read by.
 PLACES = {
@@ -73,6 +81,7 @@ PLACES = {
     "cityscapes27": "cityscapes_27",
     "cityscapes19": "cityscapes_19",
     "ade20k": "ade20k",
+    "coco_stuff27": "coco_stuff_27",
     "imagenet": "imagenet",
 }
 MODELS = {
@@ -98,6 +107,7 @@ EXACT = {
     **{f"cityscapes27_{size}": ("cityscapes27", f"paper_{size}") for size in SIZES},
     "cityscapes19_s16": ("cityscapes19", "paper_s16"),
     "ade20k_s16": ("ade20k", "paper_s16"),
+    "coco_stuff27_s16": ("coco_stuff27", "paper_s16"),
     "imagenet_s16": ("imagenet", "paper_s16"),
     "pascal_context_dino_s16": ("pascal_context", "dino_s16"),
     **{
@@ -158,9 +168,8 @@ def test_an_exact_preset_differs_in_what_is_declared_alone(name: str) -> None:
     assert {key: found[key] for key in found if found[key] != former[key]} == declared(name)
     assert {key: found[key] for key in ALREADY} == ALREADY
     benchmark, backbone = EXACT[name]
-    place = shipped["datasets"][PLACES[benchmark]] | {"subset": None}  # all of ImageNet
-    assert ours["datasets"].keys() == {PLACES[benchmark]}
-    assert ours["datasets"][PLACES[benchmark]] | {"subset": None} == place
+    places = (PLACES[benchmark], *(SCORED if benchmark == "imagenet" else ()))
+    assert ours["datasets"] == {place: shipped["datasets"][place] for place in places}
     assert [entry["model"] for entry in ours["backbones"].values()] == [MODELS[backbone][0]]
     assert timm.is_model_pretrained(MODELS[backbone][0])
 
@@ -195,7 +204,15 @@ def test_the_papers_choices_run(project: Project) -> None:
     project.ok("prepare", "extract", "context", "graph", "train", "segment", "eval")
 
 
-@pytest.mark.parametrize("name", ["pascal_context_s16", "pascal_context_dino_s16"])
+def test_imagenet_is_learned_from_in_part_and_scored_elsewhere() -> None:
+    params = load(REPOSITORY / "presets/imagenet_s16.yaml")
+    assert params.data.subset == 50_000  # of 1.28 million: 118 GB of features, not 3 TB
+    assert [name for name, _ in params.eval_sets] == list(SCORED)
+    assert params.segmented == ("pascal_context_59/val", "cityscapes_27/val")
+    assert list(params.protocols_used) == ["crop320"]
+
+
+@pytest.mark.parametrize("name", ["pascal_context_s16", "pascal_context_dino_s16", "imagenet_s16"])
 def test_an_exact_preset_runs(project: Project, name: str) -> None:
     exact = yaml.safe_load((REPOSITORY / f"presets/{name}.yaml").read_text())
     for section in ("extract", "graph", "head", "train", "kmeans", "segment"):

@@ -76,6 +76,7 @@ def write_made_up(project: Project) -> None:
         "model": "test_vit",
         "seed": 0,
         "curve": results.write_curve("results/curve.csv", curve),
+        "labelled": None,
         "clusters": clusters,
         "protocols": {"full": {"patch": 8, "short_side": 64}},
         "variants": ["full"],

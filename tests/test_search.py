@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
@@ -236,4 +240,45 @@ def test_a_gpu_that_cannot_search_so_many_says_so(monkeypatch: pytest.MonkeyPatc
     rows = clustered(10)
     with pytest.raises(ValueError, match=r"at most 2048 neighbours at once, found 3005"):
         search(OnGpu(), rows, ranges(10, 3000), K, probes=1)  # type: ignore[arg-type]
-    assert numerics.to_gpu("index") == "index"  # type: ignore[arg-type,comparison-overlap]
+
+
+class Faked:
+    """An index that is no IndexIVF, as FAISS's copies on a GPU are; it tells overlapping calls."""
+
+    def __init__(self, index: faiss.IndexIVF) -> None:
+        self.index, self.busy, self.overlapped, self.searched = index, 0, False, 0
+
+    def search(self, *arguments: Any, **options: Any) -> Any:
+        self.busy += 1
+        self.searched += 1
+        self.overlapped |= self.busy > 1
+        time.sleep(0.02)
+        found = self.index.search(*arguments, **options)
+        self.busy -= 1
+        return found
+
+
+def test_threads_search_an_index_on_a_gpu_one_at_a_time() -> None:
+    rows = clustered(200)
+    index = empty_index(rows, 4, 0)
+    index.add_with_ids(rows, np.arange(200))
+    expected = search(index, rows, ranges(200, 1), K, probes=4)
+    on_gpu: Any = Faked(index)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(search, on_gpu, rows, ranges(200, 1), K, 4) for _ in range(6)]
+        for call in calls:
+            np.testing.assert_array_equal(call.result()[0], expected[0])
+    assert on_gpu.searched == 6 and not on_gpu.overlapped
+
+
+def test_more_cells_than_a_gpu_looks_into_are_searched_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index: Any = "index"
+    assert numerics.to_gpu(index, 1) == "index"
+    monkeypatch.setattr(numerics, "gpu_count", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: None, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda *_: "on the GPU", raising=False)
+    assert numerics.to_gpu(index, 2048) == "on the GPU"
+    assert cell_count(1_100_000) > 2048  # what a recall of 1 looks into
+    assert numerics.to_gpu(index, cell_count(1_100_000)) == "index"

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.maps.upsampling import upsample_argmax
+from pipeline.geometry import Geometry, plan
+from pipeline.maps.upsampling import label_map, label_map_of_all, upsample_argmax
 
 
 def reference(scores: Tensor, height: int, width: int) -> Tensor:
@@ -85,3 +86,18 @@ def test_scores_that_are_not_finite_are_an_error() -> None:
     scores[1, 0, 0] = torch.inf
     with pytest.raises(ValueError, match=r"must be finite, found NaN or infinity: check the head"):
         upsample_argmax(scores, 8, 8)
+
+
+@pytest.mark.parametrize("window", [None, 48])
+def test_the_way_of_a_gpu_gives_the_same_map(window: int | None) -> None:
+    found = plan(Geometry(8, 64, window=window, stride=window and 24, aligned=False), 70, 101)
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randn(30, *grid, generator=generator) for grid in found.grids()]
+    assert (len(scores) > 1) == bool(window)
+    expected = label_map(found, scores)
+    for budget in (1 << 20, 1 << 30):  # some clusters at a time, and all
+        same = label_map_of_all(found, scores, budget) == expected
+        assert same.mean() > 0.999 and len(np.unique(expected)) > 20
+    scores[0][3, 1, 1] = torch.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        label_map_of_all(found, scores, 1 << 20)

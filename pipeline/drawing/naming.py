@@ -79,3 +79,10 @@ def class_naming(
     if colours is not None:
         shades[:-1] = colours
     return Naming(values, shades, classes, splits, corrections)
+
+
+def learned_naming(labelled: Mapping[str, Any]) -> Naming:
+    """Let label values be the classes that a head learned: its facts ``labelled``."""
+    classes, colours = labelled["classes"], labelled["colours"]
+    given = None if colours is None else np.array(colours, np.uint8)
+    return class_naming(np.arange(len(classes)), classes, given)

@@ -76,7 +76,7 @@ def top(
     elif k > GPU_MAX_K:
         return top_in_blocks(queries, rows, k, "cuda")
     else:
-        with _one_at_a_time:
+        with one_at_a_time:
             products, indices = faiss.knn_gpu(
                 _resources(), queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT
             )
@@ -130,7 +130,7 @@ def recall(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.mean([np.isin(truth, answer).mean() for answer, truth in rows]))
 
 
-_one_at_a_time = threading.Lock()  # threads may not use FAISS's memory at once
+one_at_a_time = threading.Lock()  # threads may not use FAISS's memory at once
 
 
 @cache

@@ -7,16 +7,18 @@ queries whose neighbours were searched exactly.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import faiss
 import numpy as np
 
 from pipeline.device import gpu_count
-from pipeline.graph.knn import GPU_MAX_K, recall
+from pipeline.graph.knn import GPU_MAX_K, one_at_a_time, recall
 
 EXACT = 50_000  # patches up to which there is one cell, so that the search is exact
 SAMPLE_PER_CELL = 64  # patches that the coarse K-means sees for each centre
+GPU_MAX_PROBES = 2048  # FAISS's own limit; more cells than these hold a million patches
 ITERATIONS = 8  # of the coarse K-means; further ones hardly change the recall
 
 
@@ -131,14 +133,22 @@ def _search_more(
             "patches of an image)"
         )
     options = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
-    cosines, ids = index.search(queries, more, params=options)
+    with nullcontext() if isinstance(index, faiss.IndexIVF) else one_at_a_time:
+        cosines, ids = index.search(queries, more, params=options)
     dropped = (ids >= own[:, :1]) & (ids < own[:, 1:])
     kept = np.argsort(dropped, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(ids, kept, axis=1), np.take_along_axis(cosines, kept, axis=1)
 
 
-def to_gpu(index: faiss.IndexIVF) -> faiss.Index:
-    """Copy the index to the first GPU; give the index itself where there is none."""
-    if not gpu_count():
+def to_gpu(index: faiss.IndexIVF, probes: int) -> faiss.Index:
+    """Copy the index to the first GPU.
+
+    Args:
+        probes: cells that a search will look into.
+
+    Returns:
+        The index itself where there is no GPU, or where it cannot look into so many cells.
+    """
+    if not gpu_count() or probes > GPU_MAX_PROBES:
         return index
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)

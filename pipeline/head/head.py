@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.rnn import pad_sequence
 
 INIT_STD = 0.02
 
@@ -146,7 +147,21 @@ class Block(nn.Module):
     def _attend(self, qkv: Tensor, sizes: list[int]) -> Tensor:
         if len(set(sizes)) == 1:
             return self._attend_batch(qkv, sizes[0])
+        if qkv.is_cuda:  # where a call costs more than the products of padding
+            return self._attend_padded(qkv, sizes)
         return torch.cat([self._attend_batch(tile, len(tile)) for tile in qkv.split(sizes)])
+
+    def _attend_padded(self, qkv: Tensor, sizes: list[int]) -> Tensor:
+        """Attend in all tiles at once, padded to the largest; padding weighs nothing."""
+        tiles = pad_sequence(qkv.split(sizes), batch_first=True)
+        length = tiles.shape[1]
+        counts = torch.tensor(sizes, device=qkv.device)
+        absent = torch.arange(length, device=qkv.device) >= counts[:, None]
+        inner = tiles.shape[2] // 3
+        keys = tiles[..., inner : 2 * inner].masked_fill(absent[..., None], -torch.inf)
+        tiles = torch.cat([tiles[..., :inner], keys, tiles[..., 2 * inner :]], dim=2)
+        found = self._attend_batch(tiles.flatten(0, 1), length).unflatten(0, (-1, length))
+        return torch.cat([tile[:size] for tile, size in zip(found, sizes, strict=True)])
 
     def _attend_batch(self, qkv: Tensor, length: int) -> Tensor:
         # (tiles * length, 3 * inner) -> q, k, v of (tiles, heads, length, head_dim) and back.

@@ -40,16 +40,17 @@ def average(plan: Plan, scores: Sequence[Tensor], size: tuple[int, int] | None =
         return scores[0]
     size = size or plan.canvas
     down, right = size[0] / plan.canvas[0], size[1] / plan.canvas[1]
-    total, count = torch.zeros(len(scores[0]), *size), torch.zeros(size)
+    device = scores[0].device
+    total, count = torch.zeros(len(scores[0]), *size, device=device), torch.zeros(size)
     for maps, (top, left, height, width) in zip(scores, plan.windows, strict=True):
         y, x = min(round(top * down), size[0] - 1), min(round(left * right), size[1] - 1)
         end_y = max(y + 1, round((top + height) * down))
         end_x = max(x + 1, round((left + width) * right))
-        large = F.interpolate(maps[None].cpu().float(), (end_y - y, end_x - x), mode="bilinear")
+        large = F.interpolate(maps[None].float(), (end_y - y, end_x - x), mode="bilinear")
         total[:, y:end_y, x:end_x] += large[0]
         count[y:end_y, x:end_x] += 1
     _check_cover(count.numpy())
-    return total.div_(count)
+    return total.div_(count.to(device))
 
 
 def at_grid(plan: Plan, scores: Sequence[Tensor]) -> Tensor:
@@ -87,6 +88,8 @@ def label_map(plan: Plan, scores: Sequence[Tensor], budget: int = BUDGET) -> np.
     Raises:
         ValueError: a score is not finite, or a pixel is in no tile.
     """
+    if scores[0].is_cuda:
+        return label_map_of_all(plan, scores, 16 * budget)
     seen, count = [], np.zeros(plan.canvas, np.float32)
     for maps, box in zip(scores, plan.windows, strict=True):
         seen.append(_window(maps, box))
@@ -102,6 +105,24 @@ def label_map(plan: Plan, scores: Sequence[Tensor], budget: int = BUDGET) -> np.
             block = slice(y, y + tall), slice(x, x + wide)
             ids[block] = _winners(seen, count, down[block[0]], right[block[1]], canvas == size)
     return ids
+
+
+def label_map_of_all(plan: Plan, scores: Sequence[Tensor], budget: int) -> np.ndarray:
+    """Do as `label_map` on the scores' device, where all maps are interpolated, some at a time."""
+    check_finite(torch.stack([maps.sum() for maps in scores]).cpu().numpy())
+    pixels = max(plan.size[0] * plan.size[1], plan.canvas[0] * plan.canvas[1])
+    some = max(1, budget // (8 * pixels))
+    best, ids = torch.empty(0), torch.empty(0)
+    for first in range(0, len(scores[0]), some):
+        mean = average(plan, [maps[first : first + some] for maps in scores]).float()
+        greatest = F.interpolate(mean[None], plan.size, mode="bilinear")[0].max(dim=0)
+        if not first:
+            best, ids = greatest
+            continue
+        better = greatest.values > best  # else the lower id
+        best = torch.where(better, greatest.values, best)
+        ids = torch.where(better, greatest.indices + first, ids)
+    return ids.cpu().numpy().astype(np.uint16)
 
 
 def check_finite(maps: np.ndarray) -> None:

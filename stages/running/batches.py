@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,14 @@ import torch
 
 from cache.features import Features
 from cache.graphs import Graphs
+from pipeline.device import choose_device
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.kernel import (
     block_diagonal,
     feature_graph,
     inside,
     kernel,
+    kernel_on_device,
     pixel_edges,
     to_torch,
 )
@@ -28,6 +30,7 @@ from pipeline.graph.partition import cut
 from pipeline.head.training import Batch
 from stages.running.ahead import ahead
 
+KEPT = 2 << 30  # bytes of pixel graphs that are kept, about
 READERS = 8  # threads that load batches for a GPU
 Edges = tuple[np.ndarray, np.ndarray]  # of a pixel graph in CSR form
 
@@ -41,7 +44,8 @@ class Source:
     Attributes:
         levels: of the head's input.
         alpha: weight of the pixel graph (Eq. 4).
-        gpu: search neighbours on the GPU where there is one.
+        gpu: search neighbours and build kernels on the GPU where there is one.
+        pixels: the pixel graphs of tiles that were made, up to `KEPT` bytes: views come again.
     """
 
     cache: Features
@@ -50,15 +54,20 @@ class Source:
     alpha: float
     seed: int
     gpu: bool
+    pixels: dict[int, Edges] = field(default_factory=dict)
 
     def join(
         self, tiles: np.ndarray, indices: np.ndarray, cosines: np.ndarray, pixels: Sequence[Edges]
     ) -> Batch:
         """Join neighbours and pixel graphs of some tiles to their kernel; read their tokens."""
-        graph = feature_graph(indices, cosines)
-        kappa = kernel(graph, block_diagonal(pixels), self.alpha)
+        near, device = block_diagonal(pixels), choose_device("auto" if self.gpu else "cpu")
+        if device.type == "cpu":
+            graph = feature_graph(indices, cosines)
+            kappa = to_torch(kernel(graph, near, self.alpha), device)
+        else:
+            kappa = kernel_on_device(indices, cosines, near, self.alpha, device)
         tokens = torch.from_numpy(self.cache.batch(self.levels, tiles))
-        return Batch(tokens, self.cache.sizes(tiles), to_torch(kappa, "cpu"))
+        return Batch(tokens, self.cache.sizes(tiles), kappa)
 
 
 class StoredGroups(Source):
@@ -95,13 +104,18 @@ class DrawnTiles(Source):
         tiles, choices = place, self.graphs.manifest
         rows = unit_rows(self.cache.batch([choices["level"]], tiles).astype(np.float32))
         indices, cosines = nearest(rows, neighbour_count(choices["k"], len(rows)), gpu=self.gpu)
-        settings = [(pixel["k"], pixel["weight"]) for pixel in choices["pixel"]]
-        grids = (self.cache.tiles[side][tiles] for side in ("grid_h", "grid_w"))
-        pixels = [
-            pixel_edges(self.cache.rgb(tile), height, width, settings)
-            for tile, height, width in zip(tiles, *grids, strict=True)
-        ]
-        return self.join(tiles, indices, cosines, pixels)
+        return self.join(tiles, indices, cosines, [self.pixel_graph(int(tile)) for tile in tiles])
+
+    def pixel_graph(self, tile: int) -> Edges:
+        """Make the pixel graph of a tile, or give the one that an earlier epoch made."""
+        if tile in self.pixels:
+            return self.pixels[tile]
+        settings = [(pixel["k"], pixel["weight"]) for pixel in self.graphs.manifest["pixel"]]
+        height, width = (int(self.cache.tiles[tile][side]) for side in ("grid_h", "grid_w"))
+        edges = pixel_edges(self.cache.rgb(tile), height, width, settings)
+        if len(self.pixels) * sum(part.nbytes for part in edges) < KEPT:
+            self.pixels[tile] = edges
+        return edges
 
 
 Batches = StoredGroups | DrawnTiles
@@ -123,8 +137,15 @@ def load_batches(
     The seconds that the caller waits for batches are added to ``waited[0]``.
     """
 
+    copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+
     def load(place: Any) -> Batch:
-        return source.load(place).to(device)
+        # Batches are made and copied beside the steps. Without a GPU the context does nothing.
+        with torch.cuda.stream(copying):
+            batch = source.load(place).to(device)
+        if copying is not None:
+            copying.synchronize()
+        return batch
 
     places = (place for epoch in epochs for place in source.plan(epoch))
     # A step takes all cores of a CPU; a GPU leaves them idle, and waits for more than one of them.
@@ -137,4 +158,6 @@ def load_batches(
             waited[0] += time.perf_counter() - start
             if item is None:
                 return
+            if copying is not None:  # its memory is not free before the step is done with it
+                item[1].record(torch.cuda.current_stream(device))
             yield item[1]

@@ -124,7 +124,8 @@ def _done(
             done = _threads(function, wanted, compute.threads)
         else:
             place = (_CODE, os.getcwd(), str(work), compute.threads, function)
-            done = _dask([(*place, *job) for job in wanted], compute.scheduler)
+            gpus = visible_gpus() if compute.gpu and compute.scheduler == "local" else []
+            done = _dask([(*place, *job) for job in wanted], compute.scheduler, gpus)
         with closing(done):  # type: ignore[type-var]
             for _ in done:
                 yield
@@ -162,20 +163,37 @@ def _threads(function: Callable[..., Any], jobs: Sequence[tuple], count: int | N
             pool.shutdown(cancel_futures=True)
 
 
-def _dask(jobs: Sequence[tuple], scheduler: str) -> Iterator:
+def _dask(jobs: Sequence[tuple], scheduler: str, gpus: Sequence[str]) -> Iterator:
     from dask.distributed import as_completed  # slow to import, needed only here
 
-    with _client(scheduler) as client, _explained(scheduler), _watched(client):
+    with _client(scheduler, gpus) as client, _explained(scheduler), _watched(client):
         futures = [client.submit(_visit, *job, pure=False, retries=2) for job in jobs]
         for future in as_completed(futures):
             yield future.result()
 
 
-@contextmanager
-def _client(scheduler: str) -> Iterator[Any]:
-    from dask.distributed import Client
+def visible_gpus() -> list[str]:
+    """Name the GPUs that torch finds, as CUDA_VISIBLE_DEVICES names them."""
+    count, given = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",")[:count] if given else [str(number) for number in range(count)]
 
-    options = {"dashboard_address": ":0"} if scheduler == "local" else {"address": scheduler}
+
+@contextmanager
+def _client(scheduler: str, gpus: Sequence[str]) -> Iterator[Any]:
+    """Connect to a scheduler; local workers have a GPU each, or without any all cores."""
+    from dask.distributed import Client, Nanny, Scheduler, SpecCluster
+
+    ports = {"dashboard_address": ":0"}
+    options: dict[str, Any] = ports if scheduler == "local" else {"address": scheduler}
+    if gpus:
+        workers = {
+            gpu: {"cls": Nanny, "options": {"nthreads": 1, "env": {"CUDA_VISIBLE_DEVICES": gpu}}}
+            for gpu in gpus
+        }
+        hub = {"cls": Scheduler, "options": ports}
+        with SpecCluster(workers, hub) as cluster, Client(cluster) as client:
+            yield client
+        return
     try:
         client = Client(**options)
     except OSError as error:

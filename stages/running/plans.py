@@ -9,7 +9,7 @@ import numpy as np
 from cache.features import TILE_FIELDS
 from cache.index import ImageRow
 from pipeline.features.views import view_generator
-from pipeline.geometry import Geometry, Plan, plan, plan_view
+from pipeline.geometry import Geometry, Plan, plan, plan_resized_crop, plan_view
 from stages import way_out
 from stages.settings.params import Params
 from stages.settings.sections import ProtocolParams, TilesParams
@@ -69,12 +69,13 @@ def _plans(
 
 
 def _view(row: ImageRow, train: TilesParams, whole: Geometry, number: int) -> Plan:
+    size, generator = (row.height, row.width), view_generator(train.seed, row.sha256, number, False)
+    if train.area and train.crop:
+        area, crop = (train.area[0], train.area[1]), train.crop
+        return plan_resized_crop(
+            whole, *size, area=area, crop=crop, flip=train.flip, generator=generator
+        )
+    scale = (train.scale[0], train.scale[1]) if train.scale else None
     return plan_view(
-        whole,
-        row.height,
-        row.width,
-        scale=(train.scale[0], train.scale[1]) if train.scale else None,
-        crop=train.crop,
-        flip=train.flip,
-        generator=view_generator(train.seed, row.sha256, number, False),
+        whole, *size, scale=scale, crop=train.crop, flip=train.flip, generator=generator
     )

@@ -92,6 +92,27 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _unscored_labels(self) -> Params:
+        data, learned = self.datasets[self.trained], self.train.labelled
+        scored = self.trained in self.evaluated and data.train == data.eval
+        if scored and (learned == "all" or isinstance(learned, int)):
+            raise ValueError(
+                f"train.labelled ({learned}) must not learn from the labels that are scored, found "
+                f"the split {data.train} for both: put the photos to score into a split of their "
+                "own (datasets.<name>.eval)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_more_segments_than_clusters(self) -> Params:
+        if (self.segment.merge_to or 0) > self.clusters:
+            raise ValueError(
+                f"segment.merge_to ({self.segment.merge_to}) must not exceed clusters "
+                f"({self.clusters}): lower it, set it to null, or raise `clusters`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _able_to_start(self) -> Params:
         head, start = self.head, self.train.start
         if start == "kmeans" and head.width is not None:

@@ -118,6 +118,10 @@ class TilesParams(Section):
         | None
     )
     crop: Count | None
+    area: (
+        Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)]
+        | None
+    )
     flip: bool
     colour: Annotated[float, Field(ge=0, le=2)]
     seed: Seed
@@ -143,6 +147,11 @@ class TilesParams(Section):
         if self.drawn and self.window:
             raise ValueError(
                 "views are cut out by crop: set window and stride to null, or draw no views"
+            )
+        if self.area and (self.scale or not self.crop or self.area[0] > self.area[1]):
+            raise ValueError(
+                f"area must be [least, greatest] beside a crop and without a scale, found "
+                f"{self.area}, crop {self.crop}, scale {self.scale}: set scale or area to null"
             )
         _check_windows(self.window, self.stride)
         return self
@@ -233,7 +242,17 @@ class DiscriminantParams(Section):
     runs: Count
 
 
+def _names_file(value: str) -> str:
+    if not value.endswith(".json"):
+        raise ValueError(
+            f"must be null, a number of images, all or the names.json of an atlas, found {value!r}"
+        )
+    return value
+
+
 class TrainParams(Section):
+    labelled: Count | Literal["all"] | Annotated[PathText, AfterValidator(_names_file)] | None
+    choose: Literal["different", "typical", "random"]
     start: Literal["discriminant", "kmeans", "random"]
     start_scale: Positive
     discriminant: DiscriminantParams
@@ -265,6 +284,16 @@ class SegmentParams(Section):
     crf: Literal["none", "ours", "program", "program_constant_guide"]
     merge_to: Annotated[int, Field(ge=2)] | None
     names: PathText | None
+
+    @model_validator(mode="after")
+    def _one_softmax(self) -> SegmentParams:
+        if self.crf.startswith("program") and self.temperature is not None:
+            raise ValueError(
+                f"the CRF `{self.crf}` puts logits through a softmax itself, found a softmax of "
+                f"temperature {self.temperature} before it: set temperature to null, or choose the "
+                "CRF `ours`"
+            )
+        return self
 
 
 class EvalParams(Section):

@@ -13,8 +13,9 @@ from PIL import Image
 from cache import runs
 from cache.index import ImageRow
 from cache.names import FORMAT, NO_CLASS, PREDICTOR
-from cache.segments import Segments
+from cache.segments import SEMI_SUPERVISED, Segments
 from pipeline.drawing.colours import palette
+from pipeline.drawing.naming import learned_naming
 from pipeline.maps import atlas
 from pipeline.maps.named import rivals
 from stages.running.progress import track
@@ -90,6 +91,7 @@ def make_atlas(
         "palette": palette(NO_CLASS).tolist(),
         "clusters": cluster_entries(small, shown, weight, areas, whole),
         "suggested": suggested,
+        "learned": learned_classes(maps),
         "names": names,
     }
     share = (BYTES - sum(len(small[i].packed) for i in shown)) // len(shown)
@@ -152,7 +154,24 @@ def photo_entry(
         "width": width,
         "jpeg": _text(_jpeg(photo, share)),
         "runs": _text(packed),
+        "learned": _learned(maps, row, height, width),
     }
+
+
+def learned_classes(maps: Segments) -> dict[str, Any] | None:
+    """Names and colours of the classes of `semi_supervised`; None where there is none."""
+    labelled = maps.manifest["labelled"]
+    if labelled is None:
+        return None
+    colours = learned_naming(labelled).colours[:-1].tolist()
+    return {"classes": labelled["classes"], "colours": colours}
+
+
+def _learned(maps: Segments, row: ImageRow, height: int, width: int) -> str | None:
+    if SEMI_SUPERVISED not in maps.clusters:
+        return None
+    ids = maps.read(SEMI_SUPERVISED, row.id)
+    return _text(runs.pack(atlas.shrink(ids, height, width).astype(np.int64)))
 
 
 def cluster_entries(

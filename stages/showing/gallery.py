@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ from cache import results as store
 from cache.index import ImageRow
 from cache.names import read_any_names
 from cache.predictions import read_areas, read_label_map
-from cache.segments import Segments
+from cache.segments import SEMI_SUPERVISED, Segments
 from cache.store.artefact import read_json
 from cache.store.errors import InputError
 from pipeline.drawing.colours import blend, class_colours, colour, eigenfunction_image, palette
-from pipeline.drawing.naming import Naming, class_naming
+from pipeline.drawing.naming import Naming, class_naming, learned_naming
 from stages.showing.drawing import Picture, encode
 from stages.showing.planned import read_planned
 
@@ -59,12 +59,23 @@ def spaced(rows: Sequence[ImageRow], n: int) -> list[ImageRow]:
     return [rows[place] for place in places]
 
 
-def choose_colours(mapping: store.ClassMapping, clusters: dict[str, int]) -> Colours:
-    """Clusters get the colours of their classes or, without labels, each its own."""
-    classes = class_colours(len(mapping.classes))
-    if mapping.fitted_on is None:
-        return Colours(classes, {name: palette(k) for name, k in clusters.items()})
-    return Colours(classes, {name: classes[mapping.clusters[name][MATCHING]] for name in clusters})
+def choose_colours(
+    mapping: store.ClassMapping, clusters: dict[str, int], learned: Mapping[str, Any] | None
+) -> Colours:
+    """Clusters get the colours of their classes or, without labels, each its own.
+
+    Args:
+        learned: facts of the head about labels; ids of `semi_supervised` are classes by them.
+    """
+    classes, shades = class_colours(len(mapping.classes)), dict[str, np.ndarray]()
+    for name, k in clusters.items():
+        if name in mapping.clusters:
+            shades[name] = classes[mapping.clusters[name][MATCHING]]
+        elif name == SEMI_SUPERVISED and learned:
+            shades[name] = learned_naming(learned).colours
+        else:
+            shades[name] = palette(k)
+    return Colours(classes, shades)
 
 
 def example(

@@ -25,27 +25,40 @@ def print_scores(
     train: str,
     evaluated: str,
     learned: str,
+    labelled: Mapping[str, Any] | None = None,
 ) -> None:
     """Print the metrics of one data set as in metrics.json, and how each mapping came about.
 
     Args:
         train, evaluated: names of the splits that mappings may be fitted on, and that is scored.
         learned: the split that the head was trained on.
+        labelled: facts of a head about the labels that it learned from.
     """
     held: list[str] = []
     for variant, scored in metrics.items():
         held = print_table(f"{dataset}, protocol {variant}", scored, evaluated)
     explain(held, train, evaluated, learned)
+    if labelled:
+        Console().print(learned_from(labelled))
+
+
+def learned_from(labelled: Mapping[str, Any]) -> str:
+    """Say which labels training has seen."""
+    return f"semi_supervised: trained with {labelled['said']}; it says classes without a mapping."
 
 
 def print_table(
     heading: str, metrics: Mapping[str, Mapping[str, Any]], evaluated: str
 ) -> list[str]:
     """Print the scores of a protocol, perhaps with a CRF; what its mappings are fitted on."""
-    first = next(iter(metrics.values()))
-    matchings = [key for key, value in first.items() if isinstance(value, Mapping)]
-    held = first[matchings[0]] if matchings else {}
-    origins = list(held)
+    scored = [
+        (key, value)
+        for entry in metrics.values()
+        for key, value in entry.items()
+        if isinstance(value, Mapping)
+    ]
+    matchings = [*dict.fromkeys(key for key, _ in scored)]
+    origins = held = [*dict.fromkeys(origin for _, value in scored for origin in value)]
     table = Table(
         title=f"{heading}, split {evaluated}"
         + ": mIoU/accuracy in % (classes covered)" * bool(held)
@@ -54,8 +67,8 @@ def print_table(
         table.add_column(heading, justify="left" if heading in _TEXT else "right")
     for name, entry in metrics.items():
         head = (name, f"{entry['clusters_used']}/{entry['k']}")
-        for matching in matchings:
-            table.add_row(*head, matching, *(_score(entry[matching][o]) for o in origins))
+        for matching in (key for key in matchings if key in entry):
+            table.add_row(*head, matching, *(_score(entry[matching].get(o)) for o in origins))
             head = ("", "")
         if not held:
             table.add_row(*head)
@@ -82,5 +95,7 @@ def explain(held: list[str], train: str, evaluated: str, learned: str) -> None:
         )
 
 
-def _score(score: dict[str, Any]) -> str:
+def _score(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return ""
     return f"{score['miou']:.1f}/{score['accuracy']:.1f} ({score['classes_covered']})"

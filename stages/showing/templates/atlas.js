@@ -562,6 +562,8 @@ on("undo", "click", undo);
 on("save", "click", save);
 on("load", "change", (event) => load(event.target));
 on("filter", "change", () => { showPhotos(); drawPhotos(); });
+element("learnedlabel").hidden = !data.learned;
+on("learned", "change", drawPhotos);
 on("close", "click", () => element("zoom").close());
 on("zoom", "close", () => element("name").focus());
 on("regionform", "submit", submitRegion);
@@ -572,7 +574,7 @@ on("tint", "change", () => showZoom(false));
 on("picture", "click", (event) => { viewed.at = regionIn(viewed, at(event, element("picture"), viewed.photo), null); showZoom(true); element("own").focus(); });
 if (data.suggested) {
   element("suggest").hidden = false;
-  element("suggest").textContent = `Take names from the labels of ${data.suggested.split}`;
+  element("suggest").textContent = `Take names from ${data.suggested.source}`;
   on("suggest", "click", suggest);
 }
 document.addEventListener("keydown", onKey);

@@ -26,8 +26,9 @@ function eachCell({ runs, height, width }, photo, visit) {
   }
 }
 
-/* By cell, what it is called. */
+/* By cell, what it is called: by the names given here, or by the classes that training learned. */
 function textsOf(photo) {
+  if (element("learned").checked) return Array.from(unpacked(photo.learned, photo.height * photo.width), (i) => data.learned.classes[i]);
   const marks = marksOf(photo);
   return Array.from(cellsOf(photo), (part, i) => (marks && marks[i] >= 0 ? corrections[marks[i]].text : given[part]));
 }
@@ -79,7 +80,8 @@ function inkOf(text, x, y) {
   if (text === "") return null;
   if (text === MIXED) return (x + y) % 10 < 2 ? [255, 255, 255, 235] : [60, 60, 60, 90];
   if (text === IGNORED) return [70, 75, 80, 190];
-  return [...(colours.get(text) ?? [150, 150, 150]), 170];
+  const learned = data.learned?.colours[data.learned.classes.indexOf(text)];
+  return [...(colours.get(text) ?? learned ?? [150, 150, 150]), 170];
 }
 
 /* The inks of a text, pixel by pixel of a tile, as words of an image. */

@@ -145,8 +145,8 @@ def test_distillation_learns(student: torch.nn.Module) -> None:
     generator = np.random.default_rng(0)
     lessons = []
     for number in range(8):
-        image, _ = draw_scene(scene_generator(1, 0, number), 128, 160)
-        shades = image.reshape(16, 8, 20, 8, 3).mean(axis=(1, 3)) / 255
+        image, _ = draw_scene(scene_generator(1, 0, number), 64, 80)
+        shades = image.reshape(8, 8, 10, 8, 3).mean(axis=(1, 3)) / 255
         lessons.append((image, shades))
     mixing = generator.normal(size=(3, distill.WIDTH))
     made = []

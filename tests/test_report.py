@@ -32,7 +32,7 @@ from pipeline.evaluation import MATCHINGS
 from stages import report
 from stages.report import verdict
 from stages.showing.drawing import encode
-from tests.conftest import REPOSITORY, Project, metrics_of
+from tests.conftest import REPOSITORY, Project, begin, metrics_of
 
 K = 6
 
@@ -83,6 +83,24 @@ def write_made_up(project: Project) -> None:
         "images": {row.id: row.sha256 for row in rows},
     }
     parts.assemble("data", ["all"], "data/segments.h5", manifest)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    """The folder of a scored project with its report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "IMAGES", 2)
+        project = begin(tmp_path_factory.mktemp("drawn"), weights, patch)
+        project.ok("prepare")
+        write_made_up(project)
+        project.ok("eval", "report")
+    return project.folder
+
+
+@pytest.fixture
+def there(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In that folder, to look at what is in it."""
+    monkeypatch.chdir(drawn)
 
 
 def read_json(name: str) -> dict:
@@ -311,8 +329,8 @@ def test_report_needs_the_results_first(scored: Project) -> None:
     assert not Path("results/report").exists()
 
 
-def test_the_page_stands_alone(scored: Project) -> None:
-    scored.ok("eval", "report")
+@pytest.mark.usefixtures("there")
+def test_the_page_stands_alone() -> None:
     page = Path("results/report/index.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     pictures = [source for source in sources if source != "clusters.html"]  # the atlas beside it
@@ -323,8 +341,8 @@ def test_the_page_stands_alone(scored: Project) -> None:
     assert not re.search(r"//|url\(|@import|<script src|<link", page)
 
 
-def test_every_picture_is_a_file_that_opens(scored: Project) -> None:
-    scored.ok("eval", "report")
+@pytest.mark.usefixtures("there")
+def test_every_picture_is_a_file_that_opens() -> None:
     pictures = {path.stem: path for path in Path("results/report").glob("*.png")}
     kinds = ["image", "truth", *PREDICTORS, *(f"psi_{i}" for i in range(5))]
     expected = {f"gallery_{number:02d}_{kind}" for number in range(2) for kind in kinds}
@@ -339,8 +357,8 @@ def test_every_picture_is_a_file_that_opens(scored: Project) -> None:
             assert image.width >= 300
 
 
-def test_the_gallery_shows_predictions_in_the_colours_of_their_classes(scored: Project) -> None:
-    scored.ok("eval", "report")
+@pytest.mark.usefixtures("there")
+def test_the_gallery_shows_predictions_in_the_colours_of_their_classes() -> None:
 
     def picture(name: str) -> np.ndarray:
         return np.asarray(Image.open(f"results/report/gallery_00_{name}.png"))
@@ -350,8 +368,8 @@ def test_the_gallery_shows_predictions_in_the_colours_of_their_classes(scored: P
     assert (picture("kmeans") != picture("truth")).any()
 
 
-def test_the_page_explains_itself(scored: Project) -> None:
-    scored.ok("eval", "report")
+@pytest.mark.usefixtures("there")
+def test_the_page_explains_itself() -> None:
     page = Path("results/report/index.html").read_text()
     for text in (
         "Bold: the best of a column",

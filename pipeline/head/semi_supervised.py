@@ -22,8 +22,9 @@ LABELLED_VOTERS = 4096  # labelled ones that vote in the end
 PRIOR = 0.3  # weight of the most certain prior beside a label, where both are spread
 SHARE = 0.6  # of what a patch takes from its neighbours in each round of spreading
 ROUNDS = 20
-LENGTH = 10.0  # of the features that the linear head sees
+LENGTH = 10.0 * 2**0.5  # of the rows that the linear head sees
 PENALTY = 0.05  # of its squared weights, for one labelled image
+TOKENS = 20  # labelled images from which on its tokens weigh as much as its features
 STEPS = 60  # of its solver, at most
 MASS = 0.5  # power of the classes' mass by which scores are divided: rare classes gain
 BLOCK = 4096  # patches that are scored at a time
@@ -47,7 +48,7 @@ class Classifier(NamedTuple):
     """Scores classes by the product of votes and linear head, divided by the classes' mass.
 
     Attributes:
-        weight, bias: of the linear head, float32 ``(C, d)`` and ``(C,)``.
+        weight, bias: of the linear head, float32 ``(C, c + d)`` and ``(C,)``.
         rows, targets: of the patches that vote, as in `Rows`.
         log_mass: float32 ``(C,)``.
     """
@@ -60,7 +61,7 @@ class Classifier(NamedTuple):
 
     def scores(self, rows: Tensor) -> Tensor:
         """Return the log-probabilities of rows of `joined`, up to a constant: ``(n, C)``."""
-        linear = F.linear(_features(rows, self.weight.shape[1]), self.weight, self.bias)
+        linear = F.linear(LENGTH * rows, self.weight, self.bias)
         voted = votes(rows, Rows(self.rows, self.targets))
         both = torch.log(voted + LEAST) + torch.log(torch.softmax(linear, dim=1) + LEAST)
         return both / 2**0.5 - self.log_mass
@@ -107,7 +108,8 @@ def fit(labelled: Rows, others: Rows, width: int, images: int, share: float = 0.
         labelled: with one-hot targets.
         others: with what was spread to them; they weigh by the square of the greatest probability.
         width: d, channels of the head's features.
-        images: labelled ones; with more of them the penalty falls.
+        images: labelled ones. With more of them the penalty falls, and the tokens, which overfit
+            where labels are few, count for more.
         share: of the labelled patches in all weights.
     """
     certain = others.targets.amax(dim=1).square()
@@ -115,12 +117,14 @@ def fit(labelled: Rows, others: Rows, width: int, images: int, share: float = 0.
     weights = torch.cat([_scaled(own, part) for own, part in kinds])
     rows = torch.cat([labelled.rows, others.rows])
     targets = weights[:, None] * torch.cat([labelled.targets, others.targets])
-    weight, bias = fit_linear(_features(rows, width), targets, PENALTY / max(images, 1))
+    scale = torch.full_like(rows[:1], LENGTH)
+    scale[:, :-width] *= min(1, max(images, 1) / TOKENS) ** 0.5
+    weight, bias = fit_linear(rows * scale, targets, PENALTY / max(images, 1))
     split = len(labelled.rows)
     near = Rows(rows[:split], targets[:split]).thinned(LABELLED_VOTERS)
     far = Rows(rows[split:], targets[split:]).thinned(VOTERS)
     voters = Rows(torch.cat([near.rows, far.rows]), torch.cat([near.targets, far.targets]))
-    flat = Classifier(weight, bias, *voters, torch.zeros_like(bias))
+    flat = Classifier(weight * scale / LENGTH, bias, *voters, torch.zeros_like(bias))
     sample = (others if len(others.rows) else labelled).thinned(VOTERS).rows
     mass = torch.softmax(flat.scores(sample), dim=1).mean(dim=0)
     return flat._replace(log_mass=MASS * torch.log(mass))
@@ -150,11 +154,6 @@ def fit_linear(rows: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, T
 
     solver.step(closure)
     return weight.detach(), bias.detach()
-
-
-def _features(rows: Tensor, width: int) -> Tensor:
-    """Return the features in rows of `joined`, at the `LENGTH` that the linear head sees."""
-    return rows[:, -width:] * (LENGTH * 2**0.5)
 
 
 def _scaled(weights: Tensor, total: float) -> Tensor:

@@ -209,7 +209,7 @@ def main(params: str, features: str, context: str, head: str, index: str, out: s
 
     Reads data/features.zarr, data/context.zarr, data/head and data/index.csv (no ViT, and images
     only for a CRF), writes data/segments.h5: for every image of the training and the evaluation
-    split the cluster ids of the three predictors and the first eigenfunctions. Interrupted, it
+    split the ids of every predictor and the first eigenfunctions. Interrupted, it
     goes on where it was.
     """
     segment(load(params), features, context, head, index, out)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import click
 
 from cache.results import MEASURES, read_rows
-from cache.segments import PREDICTORS
+from cache.segments import PREDICTORS, SEMI_SUPERVISED
 from cache.store.errors import InputError
 from stages.settings.params import is_parameter
 from stages.showing.drawing import Picture, sweep_chart
@@ -48,12 +48,14 @@ def draw_sweep(path: str, out: str) -> None:
         InputError: the file is missing, has no finished experiment, or nothing varies in it.
     """
     rows = read_experiments(path)
-    sweeps = {key: points(rows, key) for key in varied(rows, path)}
+    learned = all(score(row, SEMI_SUPERVISED, MEASURES[0]) for row in rows)
+    names = (*PREDICTORS, SEMI_SUPERVISED) if learned else PREDICTORS
+    sweeps = {key: points(rows, key, names) for key in varied(rows, path)}
     charts = [
         Picture(f"sweep_{key}", key, sweep_chart([p.value for p in line], by_predictor(line)))
         for key, line in sweeps.items()
     ]
-    shown = {"facts": {"experiments": len(rows)}, "notes": NOTES, "predictors": PREDICTORS}
+    shown = {"facts": {"experiments": len(rows)}, "notes": NOTES, "predictors": names}
     page = render(
         "sweep.html", title="eigenseg: a sweep", charts=charts, sweeps=sweeps,
         measures=MEASURES, **shown,
@@ -106,23 +108,23 @@ def varied(rows: Sequence[dict[str, str]], path: str) -> list[str]:
     return [key for key in keys if key != SEED] or keys
 
 
-def points(rows: Sequence[dict[str, str]], key: str) -> list[Point]:
+def points(rows: Sequence[dict[str, str]], key: str, names: Sequence[str]) -> list[Point]:
     """One point for each value of a parameter, numbers in ascending order, texts after them."""
     values: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         values.setdefault(row[key], []).append(row)
     return [
-        Point(value or "null", len(values[value]), scores(values[value]))
+        Point(value or "null", len(values[value]), scores(values[value], names))
         for value in sorted(values, key=rank)
     ]
 
 
-def scores(rows: Sequence[dict[str, str]]) -> dict[str, dict[str, list[float]]]:
+def scores(
+    rows: Sequence[dict[str, str]], names: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
     """The scores of every experiment, by measure and predictor."""
     return {
-        measure: {
-            name: [float(row[score(row, name, measure)]) for row in rows] for name in PREDICTORS
-        }
+        measure: {name: [float(row[score(row, name, measure)]) for row in rows] for name in names}
         for measure in MEASURES
     }
 
@@ -137,4 +139,5 @@ def rank(value: str) -> tuple[bool, float, str]:
 
 def by_predictor(line: Sequence[Point]) -> dict[str, list[list[float]]]:
     """Collect the chart of a parameter: for each value the mIoU of every experiment."""
-    return {name: [point.scores[MEASURES[0]][name] for point in line] for name in PREDICTORS}
+    found = [point.scores[MEASURES[0]] for point in line]
+    return {name: [one[name] for one in found] for name in found[0]}

@@ -63,7 +63,7 @@ def test_points_are_in_order_with_all_their_experiments(tmp_path: Path) -> None:
     more = row("branch_commit", "", "0", 30.0)
     text = row("branch_commit", "auto", "0", 31.0)
     rows = read_experiments(write(tmp_path / "sweep.csv", [*ROWS, text, more]))
-    line = points(rows, "graph.alpha")
+    line = points(rows, "graph.alpha", PREDICTORS)
     assert [point.value for point in line] == ["0.0", "0.3", "null", "auto"]
     assert [point.experiments for point in line] == [2, 2, 1, 1]
     assert line[1].scores["miou"]["kmeans"] == [38.0, 42.0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import click
 import numpy as np
@@ -27,6 +27,7 @@ DIRECT = "direct"  # in place of a matching, where a predictor says classes itse
 LEARNED = "labels"  # in place of what a mapping was fitted on
 PREDICTOR = "ours"  # whose clusters choose the images to label
 
+T = TypeVar("T")
 Samples = dict[str, set[int]]
 """Ids of the images that are counted, by what they are counted for: a split, or a choice of it."""
 
@@ -66,9 +67,9 @@ def evaluate(params: Params, index: str, labels: str, segments: str, out: str) -
             fitting = (data.train,) if "train" in params.eval.mapping else ()
             rows = select(images, truth, fitting, split, store, segments)
             samples = samples_of(rows, truth, data, params.eval, params.seed, store)
-            predictors = predictors_of(store, data)
-            tally = tally_images(rows, truth, data, samples, store, predictors)
             direct = direct_mapping(store, data.classes)
+            predictors = clustered(store.clusters) if direct is None else store.clusters
+            tally = tally_images(rows, truth, data, samples, store, predictors)
             head = store.manifest["head"]
             found[name] = assess(tally, data, params.eval, head, store.main, direct)
         made_from = results.made_from(
@@ -146,20 +147,16 @@ def samples_of(
     return {data.evaluated: splits[data.evaluated], **by_name}
 
 
-def predictors_of(store: Segments, data: Split) -> dict[str, int]:
-    """Give K of each predictor that can be scored here: learned classes must be among these."""
-    learned = direct_mapping(store, data.classes)
-    can = learned is not None and (not data.classes or (learned != UNMATCHED).any())
-    return {name: k for name, k in store.clusters.items() if name != SEMI_SUPERVISED or can}
-
-
 def direct_mapping(store: Segments, classes: Sequence[str]) -> np.ndarray | None:
-    """Find learned classes among these by their names: indices int64, -1 = none of them."""
-    labelled = store.manifest["labelled"]
-    if labelled is None:
+    """Find learned classes among these by their names: indices int64, -1 = none of them.
+
+    None where nothing was learned, or only classes of other labels, which cannot be scored here.
+    """
+    if (labelled := store.manifest["labelled"]) is None:
         return None
     index = {name: i for i, name in enumerate(classes)}
-    return np.array([index.get(name, UNMATCHED) for name in labelled["classes"]], np.int64)
+    found = np.array([index.get(name, UNMATCHED) for name in labelled["classes"]], np.int64)
+    return found if not classes or (found != UNMATCHED).any() else None
 
 
 def tally_images(
@@ -258,9 +255,9 @@ def assess(
     return results.Evaluation(metrics, data.classes, tally.counts, kept, per_class)
 
 
-def clustered(names: Iterable[str]) -> list[str]:
-    """Leave out the predictor that needs no mapping, for it says classes."""
-    return [name for name in names if name != SEMI_SUPERVISED]
+def clustered(by_name: Mapping[str, T]) -> dict[str, T]:
+    """Leave out the predictor that needs no mapping, because it says classes."""
+    return {name: value for name, value in by_name.items() if name != SEMI_SUPERVISED}
 
 
 def class_scores(

@@ -43,12 +43,11 @@ def prepare(params: Params, out: str, labels: str) -> None:
                 row._replace(id=len(rows) + row.id, split=params.split_text(name, row.split))
                 for row in images
             ]
-    learned = params.train.labelled
-    path = learned if isinstance(learned, str) and learned != "all" else None
-    if path:
-        read_any_names(path)  # a fault in it ends the run here, before hours are spent
+    file = params.train.names
+    if file:
+        read_any_names(file)  # a fault in it ends the run here, before hours are spent
     write_index(out, rows)
-    store.write_labels(labels, classes, labelled, rows, file_hash(path) if path else "")
+    store.write_labels(labels, classes, labelled, rows, file_hash(file) if file else "")
     for split in dict.fromkeys(row.split for row in rows):
         ids = {row.id for row in rows if row.split == split}
         count = sum(row.image in ids for row in labelled)

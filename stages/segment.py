@@ -14,7 +14,7 @@ from cache import heads
 from cache.features import Features
 from cache.images import read_row
 from cache.index import ImageRow, read_index
-from cache.segments import CRF, FORMAT, PREDICTORS, ImageMaps, write_maps
+from cache.segments import CRF, FORMAT, ImageMaps, write_maps
 from cache.store import parts
 from cache.store.artefact import fingerprint, size, work_folder
 from cache.store.errors import InputError
@@ -67,7 +67,7 @@ def segment(params: Params, features: str, context: str, head: str, index: str, 
         images = {
             f"{i:08d}": (rows[i : i + PART_IMAGES],) for i in range(0, len(rows), PART_IMAGES)
         }
-        if words := crf_words(rows, cache, chosen.crf, hardware):
+        if words := crf_words(rows, cache, chosen.crf, len(clusters), hardware):
             click.echo(words, err=True)
         names = run_parts(fill_part, job, images, params.compute, "segmenting")
         parts.assemble(work, names, out, manifest)
@@ -113,7 +113,9 @@ def maps_of(job: Job, image: ImageRow) -> ImageMaps:
     return ImageMaps(image.id, labels, functions.cpu().numpy(), *runner_up(ours))
 
 
-def crf_words(rows: Sequence[ImageRow], cache: Features, crf: str, device: torch.device) -> str:
+def crf_words(
+    rows: Sequence[ImageRow], cache: Features, crf: str, predictors: int, device: torch.device
+) -> str:
     """Say how long the CRF of all maps takes; "" without one, or where it is less than a minute."""
     if (refine := CRFS[crf]) is None:
         return ""
@@ -124,7 +126,7 @@ def crf_words(rows: Sequence[ImageRow], cache: Features, crf: str, device: torch
     ]
     sizes = [grid((0, 0, *p.resized), p.patch) if refine is ours else p.size for p in plans]
     points = sum(h * w for h, w in sizes) * (POINTS**2 if refine is ours else 1)
-    return refinement_words(refine, read_row(rows[0]), len(PREDICTORS), points, device)
+    return refinement_words(refine, read_row(rows[0]), predictors, points, device)
 
 
 def score_cached(

@@ -115,9 +115,9 @@ def read_knowledge(
     """
     rows = read_index(index)
     patches.cache.check_images(rows, index)
-    if isinstance(choices.labelled, str) and choices.labelled != "all":
-        names = read_names(choices.labelled, head, patches.head.clusters)
-        found = named_patches(patches, names, rows, choices.labelled)
+    if choices.names:
+        names = read_names(choices.names, head, patches.head.clusters)
+        found = named_patches(patches, names, rows, choices.names)
     else:
         classes, truth = read_labels(labels, rows)
         given = classes.get(dataset, [])

@@ -95,7 +95,7 @@ class Params(Section):
     def _unscored_labels(self) -> Params:
         data, learned = self.datasets[self.trained], self.train.labelled
         scored = self.trained in self.evaluated and data.train == data.eval
-        if scored and (learned == "all" or isinstance(learned, int)):
+        if scored and learned is not None and not self.train.names:
             raise ValueError(
                 f"train.labelled ({learned}) must not learn from the labels that are scored, found "
                 f"the split {data.train} for both: put the photos to score into a split of their "

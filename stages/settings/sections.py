@@ -263,6 +263,11 @@ class TrainParams(Section):
     tau_start: Positive
     tau_end: Positive
 
+    @property
+    def names(self) -> str | None:
+        """The file of names to learn from, if `labelled` gives one."""
+        return self.labelled if isinstance(self.labelled, str) and self.labelled != "all" else None
+
     @model_validator(mode="after")
     def _falling(self) -> TrainParams:
         if self.lr_end > self.lr:

@@ -96,17 +96,20 @@ class Bench(NamedTuple):
 def main(folders: tuple[str, ...], images: int, numbers: str, draws: int, out: str) -> None:
     """Score every method on few labelled images, and print mean mIoU / accuracy.
 
-    Reads data/ and params.yaml of the folder it runs in.
+    Reads data/ and params.yaml of the folder it runs in. What the table has is not done again.
     """
-    params, rows = load(), []
+    params = load()
     for folder in folders:
         bench, seed = open_bench(params, Path(folder), images)
+        done = {row[2:5] for row in table(out) if row[0] == params.dataset}
         for n, draw, chosen in draw_images(np.unique(bench.image_of), numbers, draws):
-            for method, value in compared(bench, chosen, draw).items():
-                rows.append((params.dataset, method, n, draw, seed, *value))
-                append(out, rows[-1])
+            if (n, draw, seed) in done:
+                continue
+            values = compared(bench, chosen, draw)
+            keys = n, draw, seed
+            append(out, [(params.dataset, m, *keys, *v) for m, v in values.items()])
             click.echo(f"seed {seed}, {n} images, draw {draw}: done", err=True)
-    show(rows)
+    show([row for row in table(out) if row[0] == params.dataset])
 
 
 def open_bench(params: Params, folder: Path, most: int) -> tuple[Bench, int]:
@@ -270,15 +273,23 @@ def scored(bench: Bench, method: Callable[[Photo], Tensor]) -> tuple[float, floa
         large = F.interpolate(maps, size, mode="bilinear", align_corners=False)
         table += count(large[0].argmax(0).numpy(), photo.label, c, c)
     values = scores(confusion(table, np.arange(c)))
-    return values.miou, values.accuracy
+    return round(values.miou, 2), round(values.accuracy, 2)
 
 
-def append(path: str, row: Sequence[object]) -> None:
-    """Append a row to a CSV, below its header."""
+def append(path: str, rows: Sequence[Sequence[object]]) -> None:
+    """Append rows to a CSV, below its header."""
     new = not Path(path).exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerows([COLUMNS, row] if new else [row])
+        csv.writer(file).writerows([COLUMNS, *rows] if new else rows)
+
+
+def table(path: str) -> list[tuple]:
+    """Read the rows of such a CSV; none where it does not exist."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))[1:]
+    return [(*r[:3], int(r[3]), int(r[4]), float(r[5]), float(r[6])) for r in rows]
 
 
 def show(rows: Sequence[tuple]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: one click command per stage, imported only when it is called."""
+"""The command line: one click command per stage, whose work is imported when it is called."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import importlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,27 +17,18 @@ import click
 
 from cache.store.errors import InputError
 
-STAGES = {
-    "prepare": "Check images and labels and write their index.",
-    "extract": "Run the frozen ViT once over every image into the Zarr cache.",
-    "context": "Make the level `context` of every patch.",
-    "graph": "Build the kNN graphs and pixel graphs from the cache.",
-    "train": "Train the eigenfunction head and fit both K-means on the cache.",
-    "segment": "Turn cached features into label maps at the images' resolution.",
-    "name": "Write label maps by the names of the clusters.",
-    "eval": "Count clusters against classes and score every matching.",
-    "report": "Draw scores, curves and gallery as one HTML page, and the atlas.",
-    "predict": "Segment new images with a trained head.",
-}
-
-
+STAGES = (
+    "prepare", "extract", "context", "graph", "train", "segment", "name", "eval", "report",
+    "predict",
+)  # fmt: skip
 _KEPT = "Finished parts are kept: run the same command again to go on."
 
 
 class Stage(click.Command):
-    """A command that ends in one clear line where its input breaks a rule.
+    """Runs ``command`` of the module `stages.<name>`, which is imported only then.
 
-    ``EIGENSEG_TRACEBACK=1`` shows the whole traceback instead.
+    Where its input breaks a rule it ends in one clear line; ``EIGENSEG_TRACEBACK=1`` shows the
+    whole traceback instead.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +37,7 @@ class Stage(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with _stopped_in_words():
-                return super().invoke(ctx)
+                return importlib.import_module(f"stages.{self.name}").command(**ctx.params)
         except (ValueError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
             bug = isinstance(error, RuntimeError) and not _for_lack_of_memory(error)
             if bug or os.environ.get("EIGENSEG_TRACEBACK"):
@@ -114,23 +106,19 @@ def way_out(text: str) -> Iterator[None]:
 
 
 class _Stages(click.Group):
-    """Lists the stages without importing them: torch alone takes seconds to import."""
+    """Lists the stages in their order, and suggests what a misspelt one may have meant."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(STAGES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in STAGES:
+        if cmd_name not in STAGES and not ctx.resilient_parsing:  # as in completion
             near = difflib.get_close_matches(cmd_name, STAGES, n=1)
             meant = f" Did you mean {near[0]}?" if near else ""
             ctx.fail(f"no command is called {cmd_name!r}.{meant} There are {', '.join(STAGES)}.")
-        found: click.Command = importlib.import_module(f"stages.{cmd_name}").main
-        found.name = cmd_name
-        return found
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Stages, in order (predict stands apart)"):
-            formatter.write_dl(list(STAGES.items()))
+        found = vars(importlib.import_module("stages.commands")).values()
+        stages = {one.name: one for one in found if isinstance(one, Stage)}
+        return stages.get(cmd_name)
 
 
 @click.command(cls=_Stages)
@@ -140,3 +128,8 @@ def main() -> None:
 
     Every stage reads params.yaml and the files of the stages before it; `dvc repro` runs them all.
     """
+
+
+def program(name: str) -> None:
+    """Run one command with the arguments of the process, as ``python -m stages.<name>``."""
+    main([name, *sys.argv[1:]], prog_name="eigenseg")

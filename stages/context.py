@@ -16,7 +16,7 @@ from cache.store.artefact import fingerprint, publish, size, work_folder
 from pipeline.device import choose_device
 from pipeline.features import context
 from pipeline.features.tiles import sample_plan
-from stages import Stage
+from stages import program
 from stages.running.hardware import chosen_device
 from stages.running.jobs import run
 from stages.running.sample import gather
@@ -130,19 +130,10 @@ def _opened(job: Job) -> tuple[Features, context.Context]:
     return Features.open(job.features), context.Context(**fit)
 
 
-@click.command(cls=Stage)
-@click.option("--params", default="params.yaml", help="Choices.")
-@click.option("--features", default="data/features.zarr", help="Feature cache.")
-@click.option("--out", default="data/context.zarr", help="Cache of the level `context` to write.")
-def main(params: str, features: str, out: str) -> None:
-    """Make the level `context` of every patch.
-
-    Reads data/features.zarr, fits the whitening to the training split and writes data/context.zarr
-    in the same layout. The file holds no level unless params.yaml uses the level `context`. An
-    interrupted run goes on where it was.
-    """
+def command(params: str, features: str, out: str) -> None:
+    """Do what the command line asks for."""
     make_context(load(params), features, out)
 
 
 if __name__ == "__main__":
-    main()
+    program("context")

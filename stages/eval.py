@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple, TypeVar
 
-import click
 import numpy as np
 
 from cache import results
@@ -16,7 +15,7 @@ from cache.segments import SEMI_SUPERVISED, Segments
 from cache.store.errors import InputError
 from pipeline.evaluation import MATCHINGS, UNMATCHED, Scores, confusion, count, scores
 from pipeline.mappings import choose_images, fit_all, origins_of, summary
-from stages import Stage
+from stages import program
 from stages.running.progress import track
 from stages.settings.params import Params, load
 from stages.settings.sections import EvalParams
@@ -290,25 +289,10 @@ def kept_mapping(
     return results.ClassMapping(head, fitted_on, list(data.classes), mappings)
 
 
-@click.command(cls=Stage)
-@click.option("--params", default="params.yaml", help="Choices.")
-@click.option("--index", default="data/index.csv", help="Index of images.")
-@click.option("--labels", default="data/labels.csv", help="Index of labels.")
-@click.option("--segments", default="data/segments.h5", help="Label maps.")
-@click.option("--out", default="results", help="Folder for the results.")
-def main(params: str, index: str, labels: str, segments: str, out: str) -> None:
-    """Count clusters against classes and score every matching.
-
-    Reads the label maps and, if there are labels, the ground truth of the training and the
-    evaluation splits. Writes metrics.json, miou.json, accuracy.json, counts.json, mapping.json and
-    per_class.csv to results/, and prints the scores of each data set. `oracle` mappings are fitted
-    on the labels that are scored, `train` mappings on those of the training split. If
-    `eval.labelled` is a number, the latter see so many images: the most typical, the most
-    different, and 5 draws. A data set that the head was not trained on has oracle mappings alone.
-    Without labels it counts the clusters in use.
-    """
+def command(params: str, index: str, labels: str, segments: str, out: str) -> None:
+    """Do what the command line asks for."""
     evaluate(load(params), index, labels, segments, out)
 
 
 if __name__ == "__main__":
-    main()
+    program("eval")

@@ -34,7 +34,7 @@ from pipeline.features.vit import (
     named_blocks,
 )
 from pipeline.geometry import Geometry, resize, tile_pixels
-from stages import Stage, way_out
+from stages import program, way_out
 from stages.running.ahead import ahead
 from stages.running.hardware import chosen_device
 from stages.running.jobs import run
@@ -338,18 +338,10 @@ def _level_names(blocks: Sequence[int], depth: int, keys: bool) -> dict[str, str
     return {**names, "keys": "keys"} if keys else names
 
 
-@click.command(cls=Stage)
-@click.option("--params", default="params.yaml", help="Choices.")
-@click.option("--index", default="data/index.csv", help="Index of images.")
-@click.option("--out", default="data/features.zarr", help="Feature cache to write.")
-def main(params: str, index: str, out: str) -> None:
-    """Run the frozen ViT once over every image into the Zarr cache.
-
-    Reads data/index.csv and its images, writes data/features.zarr: tokens of some blocks (and
-    keys), and the colours at the patch grid, of every tile. Interrupted, it goes on where it was.
-    """
+def command(params: str, index: str, out: str) -> None:
+    """Do what the command line asks for."""
     extract(load(params), index, out)
 
 
 if __name__ == "__main__":
-    main()
+    program("extract")

@@ -48,7 +48,7 @@ from pipeline.graph.search import (
     search,
     to_gpu,
 )
-from stages import Stage, way_out
+from stages import program, way_out
 from stages.running.hardware import chosen_device
 from stages.running.jobs import run_parts
 from stages.running.progress import track
@@ -339,21 +339,10 @@ SCOPES = {
 }
 
 
-@click.command(cls=Stage)
-@click.option("--params", default="params.yaml", help="Choices.")
-@click.option("--features", default="data/features.zarr", help="Feature cache.")
-@click.option("--context", default="data/context.zarr", help="Cache of the level `context`.")
-@click.option("--out", default="data/graph.h5", help="Graph file to write.")
-def main(params: str, features: str, context: str, out: str) -> None:
-    """Build the kNN graphs and pixel graphs from the cache.
-
-    Reads data/features.zarr and data/context.zarr, writes data/graph.h5: the k nearest neighbours
-    of each training patch (Eq. 2), in its group of images or in the whole split, the groups, and
-    the pixel graph of each tile (Eq. 3); or, with scope batch, only how training makes its own.
-    Interrupted, it goes on where it was.
-    """
+def command(params: str, features: str, context: str, out: str) -> None:
+    """Do what the command line asks for."""
     make_graph(load(params), features, context, out)
 
 
 if __name__ == "__main__":
-    main()
+    program("graph")

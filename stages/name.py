@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from cache import exports, predictions
+from cache import predictions
 from cache.index import ImageRow, read_index
 from cache.names import (
     IGNORED,
@@ -27,7 +27,7 @@ from cache.store.errors import InputError
 from pipeline.drawing.naming import Naming, class_naming
 from pipeline.maps.atlas import shrink
 from pipeline.maps.named import carry
-from stages import Stage
+from stages import program
 from stages.running.progress import track
 from stages.settings.params import Params, load
 from stages.showing.label_maps import open_exports, write_label_map, write_legend
@@ -144,30 +144,10 @@ def say_carried(
         click.echo(f"The least sure ones, to check in the atlas: {said}.")
 
 
-@click.command(cls=Stage)
-@click.option("--params", default="params.yaml", help="Choices.")
-@click.option("--index", default="data/index.csv", help="Index of images.")
-@click.option("--segments", default="data/segments.h5", help="Label maps.")
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    type=click.Choice(tuple(exports.FORMATS)),
-    help="Further files for other tools; may be given twice.",
-)
-@click.option("--out", default="data/named", help="Folder to write.")
-def main(params: str, index: str, segments: str, formats: tuple[str, ...], out: str) -> None:
-    """Write label maps by the names that a person gave to the clusters on the atlas.
-
-    Reads the file of `segment.names`, data/segments.h5, data/index.csv and the photos. Writes
-    labels/ (index PNG, 255 = none), overlays/, classes.txt, legend.png, areas.csv and names.json to
-    data/named/. If `segment.names` is null, it writes a note of that and nothing else. Names of
-    another head are carried over by the photos of both, and names.json is then of this head.
-    --format coco adds coco/instances.json and panoptic.json, --format label_studio predictions for
-    Label Studio.
-    """
+def command(params: str, index: str, segments: str, formats: tuple[str, ...], out: str) -> None:
+    """Do what the command line asks for."""
     name_maps(load(params), index, segments, out, formats)
 
 
 if __name__ == "__main__":
-    main()
+    program("name")

@@ -15,15 +15,14 @@ from cache import exports, heads, predictions
 from cache.claims import claim
 from cache.images import find_white, read_image, survey
 from cache.photos import Photo, find_photos
-from cache.segments import PREDICTORS, SEMI_SUPERVISED
+from cache.segments import SEMI_SUPERVISED
 from cache.store.artefact import file_hash
 from cache.store.errors import InputError
 from cache.walk import some
 from eigenseg.naming import choose_predictor, read_naming, segments_of
 from eigenseg.segmenter import Result, Segmenter
 from pipeline.drawing.naming import Naming
-from pipeline.maps.crf import CRFS
-from stages import Stage, way_out
+from stages import program, way_out
 from stages.running.progress import track
 from stages.showing.label_maps import (
     check_export,
@@ -35,10 +34,6 @@ from stages.showing.label_maps import (
     write_legend,
 )
 
-# By name, for evaluation is out of reach here: it is next to the ground truth.
-# The first is the default: the likeliest class of a pixel. Papers print scores by majority_iou,
-# which gives small classes more than their share; `eval` has it first.
-MATCHINGS = ("majority_count", "majority_iou", "hungarian")
 SPLIT = "train"  # of a data set that is exported
 
 
@@ -46,7 +41,7 @@ class Choices(NamedTuple):
     """Choices from scores to label maps: whose clusters, their names, their refinement."""
 
     predictor: str
-    matching: str = MATCHINGS[0]
+    matching: str = "majority_count"
     temperature: float | None = None  # of a softmax before the interpolation; None: the logits
     crf: str = "none"  # one of `CRFS`
     merge_to: int | None = None  # segments that the clusters are merged to
@@ -215,61 +210,13 @@ def write_one(
     return areas
 
 
-@click.command(cls=Stage)
-@click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, help="Folder to write.")
-@click.option("--head", default="data/head", help="Folder of the trained head.")
-@click.option("--mapping", default="results/mapping.json", help="Classes of clusters, or `none`.")
-@click.option("--names", help="names.json of the atlas, in place of a mapping.")
-@click.option("--export", help="Folder of a data set to write: images, labels, classes.txt.")
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    type=click.Choice(tuple(exports.FORMATS)),
-    help="Further files in --out for other tools; may be given twice.",
-)
-@click.option(
-    "--predictor",
-    type=click.Choice((*PREDICTORS, SEMI_SUPERVISED)),
-    help="Whose label maps; without it semi_supervised of a head that learned labels (and no "
-    "--names), else ours.",
-)
-@click.option(
-    "--matching",
-    default=MATCHINGS[0],
-    type=click.Choice(MATCHINGS),
-    help="How clusters take classes: the likeliest class of a pixel (majority_count), or as in "
-    "papers (majority_iou).",
-)
-@click.option("--weights", help="The backbone's weights, if they have moved.")
-@click.option(
-    "--device", default="auto", type=click.Choice(("auto", "cpu", "cuda")), help="GPU or CPU."
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
-    help="As `segment.temperature`; by default logits are interpolated.",
-)
-@click.option("--crf", default="none", type=click.Choice(CRFS), help="As `segment.crf`.")
-@click.option(
-    "--protocol", help="One of the head's protocols; by default whole photos, as in training."
-)
-@click.option("--merge-to", type=click.IntRange(min=2), help="As `segment.merge_to`.")
-def main(
+def command(
     images: tuple[str, ...], out: str, head: str, mapping: str, names: str | None,
     export: str | None, formats: tuple[str, ...], predictor: str | None, matching: str,
     weights: str | None, device: str,
     temperature: float | None, crf: str, protocol: str | None, merge_to: int | None,
 ) -> None:  # fmt: skip
-    """Segment new IMAGES (files, and folders with all below them) with a trained head.
-
-    Reads the images, data/head and the names of the classes: results/mapping.json, or the file of
-    --names. Writes to the folder --out: labels/<name>.png with class indices (255 = none), or with
-    cluster ids if there are no names; overlays/<name>.jpg, classes.txt, legend.png and areas.csv
-    (pixels of each class in each photo). --format coco adds coco/instances.json and panoptic.json,
-    --format label_studio predictions for Label Studio.
-    """
+    """Do what the command line asks for."""
     manifest = heads.load_head(head)[2]
     whose = choose_predictor(manifest, predictor, named=names is not None)
     choices = Choices(whose, matching, temperature, crf, merge_to, protocol)
@@ -294,4 +241,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    program("predict")

@@ -15,7 +15,7 @@ from cache.layouts import find_layout
 from cache.names import read_any_names
 from cache.photos import check_images, lie_of
 from cache.store.artefact import file_hash
-from stages import Stage
+from stages import program
 from stages.running.progress import track
 from stages.settings.params import Params, load
 
@@ -82,21 +82,10 @@ def prepare_set(
     return rows, classes, found
 
 
-@click.command(cls=Stage)
-@click.option("--params", default="params.yaml", help="Choices.")
-@click.option("--out", default="data/index.csv", help="Index of images to write.")
-@click.option("--labels", default="data/labels.csv", help="Index of labels to write.")
-def main(params: str, out: str, labels: str) -> None:
-    """Check images and labels and write their index.
-
-    Reads every image of the splits in use: the training split of `train_on` and the evaluation
-    splits of `eval_on`. It checks labels too, though only eval and report use them. Files that have
-    not changed since they were found good are not read again (data/.checked.csv). Writes path,
-    size, content hash and split of every image to data/index.csv, and of every label to
-    data/labels.csv. Names all bad files at once.
-    """
+def command(params: str, out: str, labels: str) -> None:
+    """Do what the command line asks for."""
     prepare(load(params), out, labels)
 
 
 if __name__ == "__main__":
-    main()
+    program("prepare")

@@ -16,7 +16,7 @@ from cache.labels import LabelRow, read_label, read_labels
 from cache.names import PREDICTOR
 from cache.segments import SEMI_SUPERVISED, Segments
 from pipeline.evaluation import MATCHINGS, confusion, count, scores
-from stages import Stage
+from stages import program
 from stages.running.progress import track
 from stages.settings.params import Params, load
 from stages.showing.atlas import make_atlas
@@ -338,26 +338,11 @@ def curve_charts(curve: dict[str, np.ndarray]) -> list[Picture]:
     ]
 
 
-@click.command(cls=Stage)
-@click.option("--params", default="params.yaml", help="Choices.")
-@click.option("--index", default="data/index.csv", help="Index of images.")
-@click.option("--labels", default="data/labels.csv", help="Index of labels.")
-@click.option("--segments", default="data/segments.h5", help="Label maps.")
-@click.option("--results", default="results", help="Folder of the results.")
-@click.option("--named", default="data/named", help="Label maps by name, if any.")
-@click.option("--sweep", help="CSV of `dvc exp show --csv`: draw its experiments and nothing else.")
-@click.option("--out", default="results/report", help="Folder to write.")
-def main(
+def command(
     params: str, index: str, labels: str, segments: str, results: str, named: str,
     sweep: str | None, out: str,
 ) -> None:  # fmt: skip
-    """Draw scores, curves and gallery as one HTML page, and the atlas.
-
-    Reads the results of eval, the training curve, label maps (also those by name), photos and
-    labels. Writes to results/report/: index.html, clusters.html (the atlas, on which you name the
-    clusters) and every picture as PNG. Neither page needs a network. Prints a
-    verdict and which pages to open.
-    """
+    """Do what the command line asks for."""
     if sweep:
         draw_sweep(sweep, out)
     else:
@@ -365,4 +350,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    program("report")

@@ -23,7 +23,7 @@ from pipeline.geometry import Geometry, Plan, grid, plan
 from pipeline.maps.crf import CRFS, POINTS, ours
 from pipeline.maps.upsampling import at_grid
 from pipeline.segmenter import Scores, Segmenter, runner_up
-from stages import Stage
+from stages import program
 from stages.running.ahead import ahead
 from stages.running.estimates import refinement_words
 from stages.running.hardware import chosen_device
@@ -199,23 +199,10 @@ def variants(protocols: Iterable[str], crf: str) -> list[str]:
     return [f"{name}{ending}" for name in protocols for ending in endings]
 
 
-@click.command(cls=Stage)
-@click.option("--params", default="params.yaml", help="Choices.")
-@click.option("--features", default="data/features.zarr", help="Feature cache.")
-@click.option("--context", default="data/context.zarr", help="Cache of the level `context`.")
-@click.option("--head", default="data/head", help="Folder of the trained head.")
-@click.option("--index", default="data/index.csv", help="Index of images.")
-@click.option("--out", default="data/segments.h5", help="Label maps to write.")
-def main(params: str, features: str, context: str, head: str, index: str, out: str) -> None:
-    """Turn cached features into label maps at the images' resolution.
-
-    Reads data/features.zarr, data/context.zarr, data/head and data/index.csv (no ViT, and images
-    only for a CRF), writes data/segments.h5: for every image of the training and the evaluation
-    split the ids of every predictor and the first eigenfunctions. Interrupted, it
-    goes on where it was.
-    """
+def command(params: str, features: str, context: str, head: str, index: str, out: str) -> None:
+    """Do what the command line asks for."""
     segment(load(params), features, context, head, index, out)
 
 
 if __name__ == "__main__":
-    main()
+    program("segment")

@@ -30,7 +30,7 @@ from pipeline.head.objective import default_beta
 from pipeline.head.semi_supervised import NAME as SEMI_SUPERVISED
 from pipeline.head.start import DiscriminantStart, KMeansStart, Start
 from pipeline.head.training import Schedule, optimiser, tensor_cores, train_epoch
-from stages import Stage, way_out
+from stages import program, way_out
 from stages.running.batches import READERS, Batches, load_batches, open_source
 from stages.running.estimates import kmeans_words
 from stages.running.hardware import chosen_device
@@ -328,29 +328,13 @@ def describe(params: Params, shape: dict[str, Any], cache: Features, graphs: Gra
     return {**choices, "backbone": cache.manifest, "fingerprint": made_from}
 
 
-@click.command(cls=Stage)
-@click.option("--params", default="params.yaml", help="Choices.")
-@click.option("--features", default="data/features.zarr", help="Feature cache.")
-@click.option("--context", default="data/context.zarr", help="Cache of the level `context`.")
-@click.option("--graph", default="data/graph.h5", help="Graph file.")
-@click.option("--index", default="data/index.csv", help="Index of images.")
-@click.option("--labels", default="data/labels.csv", help="Index of labels.")
-@click.option("--out", default="data/head", help="Folder of the head to write.")
-@click.option("--curve", default="results/curve.csv", help="Training curve to write.")
-def main(
+def command(
     params: str, features: str, context: str, graph: str,
     index: str, labels: str, out: str, curve: str,
 ) -> None:  # fmt: skip
-    """Train the eigenfunction head and fit both K-means on the cache.
-
-    Reads data/features.zarr, data/context.zarr and data/graph.h5 (no image, no ViT), writes
-    data/head (the head, the K-means on the features F and on the head's features, a manifest) and
-    results/curve.csv. With `train.labelled` it also reads those labels, by data/index.csv and
-    data/labels.csv, and fits the predictor `semi_supervised`, which says classes. Interrupted, it
-    goes on from the last finished epoch.
-    """
+    """Do what the command line asks for."""
     train(load(params), features, context, graph, index, labels, out, curve)
 
 
 if __name__ == "__main__":
-    main()
+    program("train")

@@ -234,7 +234,7 @@ def kill_when(stage: str, pattern: str, count: int, slow: str, before: str = "")
     patches = f"e.SHARD_PATCHES, e.TILE_PATCHES = {extract.SHARD_PATCHES}, {extract.TILE_PATCHES}"
     wait = f"w = s.{slow}; s.{slow} = lambda *a, **k: (w(*a, **k), time.sleep(0.5))"
     imports = f"import time, stages.extract as e, stages.{stage} as s"
-    program = f"{imports}; {patches}; {before or None}; {wait}; s.main()"
+    program = f"{imports}; {patches}; {before or None}; {wait}; s.program({stage!r})"
     command = [sys.executable, "-c", program]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120

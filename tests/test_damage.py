@@ -180,7 +180,7 @@ def test_classes_that_are_no_utf8_are_named(project: Project) -> None:
 def test_a_terminated_stage_says_so_and_lets_go(project: Project) -> None:
     stop = "s.write_index = lambda *a: signal.raise_signal(15)"
     program = f"import signal, stages.prepare as s; {stop}"
-    command = [sys.executable, "-c", f"{program}; s.main()"]
+    command = [sys.executable, "-c", f"{program}; s.program('prepare')"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     stopped = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert stopped.returncode == 143

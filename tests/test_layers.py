@@ -14,6 +14,11 @@ import yaml
 from click.testing import CliRunner
 
 import stages
+from cache.exports import FORMATS
+from cache.segments import PREDICTORS, SEMI_SUPERVISED
+from pipeline.evaluation import MATCHINGS
+from pipeline.maps.crf import CRFS
+from stages import commands
 from stages.settings.params import Params
 from tests.conftest import REPOSITORY
 
@@ -214,16 +219,29 @@ def test_the_command_line_answers(command: list[str]) -> None:
     assert run.stdout
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_and_completion_import_nothing_heavy() -> None:
+    words = '{"COMP_WORDS": "eigenseg train --gr", "COMP_CWORD": "2"}'
     code = (
-        "import sys, stages; from click.testing import CliRunner; "
-        "r = CliRunner().invoke(stages.main, ['--help']); assert 'extract' in r.output; "
+        "import os, sys, stages; from click.testing import CliRunner; "
+        "ask = lambda *words: CliRunner().invoke(stages.main, words).output; "
+        "assert 'extract' in ask('--help') and '--curve' in ask('train', '--help'); "
+        f"os.environ |= {words}; from click.shell_completion import BashComplete; "
+        "shell = BashComplete(stages.main, {}, 'eigenseg', '_EIGENSEG_COMPLETE'); "
+        "assert shell.complete() == 'plain,--graph'; "
         "print(*{m.split('.')[0] for m in sys.modules})"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    assert not {"torch", "zarr", "timm", "faiss", "numpy"} & set(run.stdout.split())
+    assert not {"torch", "zarr", "timm", "faiss", "numpy", "pydantic"} & set(run.stdout.split())
+
+
+def test_options_offer_what_there_is() -> None:
+    assert set(commands.CRFS) == set(CRFS) and set(commands.FORMATS) == set(FORMATS)
+    assert (*PREDICTORS, SEMI_SUPERVISED) == commands.PREDICTORS
+    assert set(commands.MATCHINGS) == set(MATCHINGS)
+    declared = {one.name for one in vars(commands).values() if isinstance(one, stages.Stage)}
+    assert declared == set(stages.STAGES) == set(COMMANDS)
 
 
 def test_every_stage_says_what_it_reads_and_writes() -> None:
@@ -235,4 +253,5 @@ def test_every_stage_says_what_it_reads_and_writes() -> None:
 def test_every_stage_is_a_program_of_its_own() -> None:
     for stage in COMMANDS:
         module = ast.parse((REPOSITORY / f"stages/{stage}.py").read_text())
-        assert ast.unparse(module.body[-1]) == "if __name__ == '__main__':\n    main()", stage
+        last = f"if __name__ == '__main__':\n    program('{stage}')"
+        assert ast.unparse(module.body[-1]) == last

@@ -24,7 +24,6 @@ from cache.store.artefact import read_manifest, write_manifest
 from eigenseg import backbone as door
 from eigenseg.segmenter import Segmenter
 from pipeline.drawing.colours import OPACITY, blend, class_colours, colour, overlay, palette
-from pipeline.evaluation import MATCHINGS
 from stages import predict
 from tests.conftest import Project, draw_scene, make_dataset
 
@@ -425,7 +424,3 @@ def test_bfloat16_only_where_the_hardware_has_it(
         monkeypatch.setattr(door, "hardware_bfloat16", lambda _, able=able: able)
         found = door.Extractor(manifest["backbone"], Path("data/head"), None, torch.device("cpu"))
         assert found.levels.bfloat16 == (stored_as and able)
-
-
-def test_every_matching_can_be_chosen() -> None:
-    assert set(predict.MATCHINGS) == set(MATCHINGS)

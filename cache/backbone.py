@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from cache.store.errors import InputError
@@ -38,6 +36,8 @@ def load_backbone(model: str, weights: str | None) -> nn.Module:
     Raises:
         InputError: unknown name, no ViT, missing or unfitting file, hub out of reach.
     """
+    import timm  # seconds, which the stages that see no photo save
+
     _check_name(model)
     if weights is not None and not Path(weights).is_file():
         raise InputError(
@@ -118,6 +118,8 @@ def _check_grid(created: nn.Module, model: str) -> None:
 
 
 def _check_name(model: str) -> None:
+    import timm
+
     if model.startswith(FOLDER):
         config = Path(model.removeprefix(FOLDER)) / "config.json"
         if not config.is_file():
@@ -156,6 +158,8 @@ def _why(model: str, weights: str | None, error: Exception) -> str:
 
 def facts(model: nn.Module) -> dict:
     """Return ``patch`` (px), ``depth``, and ``mean`` and ``std`` of each channel."""
+    from timm.data import resolve_model_data_config
+
     data = resolve_model_data_config(model)
     patch = model.patch_embed.patch_size  # type: ignore[union-attr]
     return {

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import RandomResizedCrop
 
 Box = tuple[int, int, int, int]
 
@@ -172,6 +171,8 @@ def plan_resized_crop(
         crop: side of the square that it is resized to, px, rounded down to whole patches.
         flip: mirror every other view.
     """
+    from torchvision.transforms import RandomResizedCrop  # two seconds that few stages need
+
     side = crop // geometry.patch * geometry.patch
     mirrored = flip and bool(generator.random() < 0.5)
     image = torch.empty(()).expand(3, height, width)

@@ -89,6 +89,17 @@ def test_labelled_patches_weigh_as_much_as_all_others() -> None:
     assert len(found.rows) == 10 + semi_supervised.VOTERS
 
 
+def test_where_most_patches_are_labelled_the_mass_of_classes_is_theirs() -> None:
+    labelled_rows = Rows(unit(200, 12, seed=3), torch.eye(2)[torch.arange(200) % 2])
+    edges = Rows(unit(20, 12, seed=5), torch.tensor([[0.02, 0.98]]).repeat(20, 1))
+    found = semi_supervised.fit(labelled_rows, edges, width=6, images=9, share=200 / 220)
+    flat = found._replace(log_mass=torch.zeros(2))
+    mass = torch.softmax(flat.scores(labelled_rows.rows), dim=1).mean(0)
+    expected = semi_supervised.MASS * torch.log(mass)
+    torch.testing.assert_close(found.log_mass, expected)
+    assert float(found.targets[:200].sum()) == pytest.approx(200 / 220)
+
+
 def test_a_patch_has_the_most_frequent_value_of_its_pixels() -> None:
     label = np.full((40, 60), 255, np.uint8)
     label[:, :30], label[:20, 30:] = 1, 2

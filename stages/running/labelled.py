@@ -28,7 +28,7 @@ from stages.settings.sections import TrainParams
 NEIGHBOURS = 16  # of each patch, along which labels spread
 LABELLED = 20_000  # labelled patches that the linear head is fitted to, at most
 OTHERS = 40_000  # and other ones
-HALF = 0.5  # share of labelled patches in all weights: as much as all others together
+HALF = 0.5  # least share of labelled patches in all weights: as much as all others together
 CORRECTED = 0.1  # share of corrected ones: they are where names fail, so no fair sample
 
 
@@ -236,7 +236,7 @@ def learn_labels(
             Rows(far, soft[torch.from_numpy(others)]),
             patches.head.width,
             knowledge.images,
-            knowledge.share,
+            max(knowledge.share, float(known.mean())),
         )
 
 

@@ -30,7 +30,7 @@ from pipeline.head.semi_supervised import Rows, fit_linear, joined
 from pipeline.maps.atlas import shrink
 from pipeline.maps.patches import patch_labels
 from pipeline.segmenter import Segmenter
-from stages.running.labelled import HALF, Knowledge, Patches, learn_labels, split_graph
+from stages.running.labelled import HALF, Knowledge, Patches, learn_labels, split_graphs
 from stages.running.progress import track
 from stages.settings.params import Params, load
 
@@ -84,7 +84,7 @@ class Bench(NamedTuple):
     image_of: np.ndarray  # int64 (patches,)
     photos: list[Photo]
     classes: list[str]
-    graph: Tensor | None
+    graphs: list[tuple[np.ndarray, Tensor]]
 
 
 @click.command()
@@ -127,7 +127,7 @@ def open_bench(params: Params, folder: Path, most: int) -> tuple[Bench, int]:
     ]
     image_of = np.repeat(entries["image"], np.diff(patches.firsts))
     with Graphs("data/graph.h5") as graphs:
-        graph = split_graph(graphs, patches, manifest["alpha"])
+        parts = [*split_graphs(graphs, patches, manifest["alpha"])]
     dataset, split = params.eval_sets[0]
     tiles = cache.tiles_of(split)
     places = np.linspace(0, len(tiles) - 1, min(most, len(tiles))).round().astype(int)
@@ -142,7 +142,7 @@ def open_bench(params: Params, folder: Path, most: int) -> tuple[Bench, int]:
         at = shrink(label, *(POINTS * side for side in grid))
         photos.append(Photo(tokens, features, logits.argmax(dim=1), grid, at))
     known = np.concatenate(labels)
-    return Bench(patches, known, image_of, photos, classes[dataset], graph), manifest["seed"]
+    return Bench(patches, known, image_of, photos, classes[dataset], parts), manifest["seed"]
 
 
 def draw_images(ids: np.ndarray, numbers: str, draws: int) -> Iterator[tuple[str, int, np.ndarray]]:
@@ -168,7 +168,7 @@ def compared(bench: Bench, chosen: np.ndarray, draw: int) -> dict[str, tuple[flo
     knowledge = Knowledge(
         bench.classes, None, labels, np.full_like(labels, IGNORE), len(chosen), HALF, "few labels"
     )
-    learned = learn_labels(bench.patches, knowledge, bench.graph, draw)
+    learned = learn_labels(bench.patches, knowledge, bench.graphs, draw)
     one_hot = torch.eye(c)[targets]
     sample = Rows(rows, one_hot).thinned(MOST_PROBED)
     empty = Rows(rows[:0], one_hot[:0])

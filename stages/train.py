@@ -34,7 +34,7 @@ from stages import program, way_out
 from stages.running.batches import READERS, Batches, load_batches, open_source
 from stages.running.estimates import kmeans_words
 from stages.running.hardware import chosen_device
-from stages.running.labelled import Patches, learn_labels, read_knowledge, split_graph
+from stages.running.labelled import Patches, learn_labels, read_knowledge, split_graphs
 from stages.running.progress import alive, bar
 from stages.running.sample import gather
 from stages.settings.params import Params, load
@@ -136,10 +136,10 @@ def learn(
     if choices.labelled is None:
         return {}, None
     found = read_knowledge(patches, choices, params.trained, index, labels, head, seed)
-    graph = split_graph(graphs, patches, params.graph.alpha)
-    if graph is None:
+    parts = split_graphs(graphs, patches, params.graph.alpha)
+    if graphs.manifest["scope"] == "batch":
         click.echo("graph.scope batch keeps no graph: labels are not spread", err=True)
-    classifier = learn_labels(patches, found, graph, seed)
+    classifier = learn_labels(patches, found, parts, seed)
     click.echo(f"{SEMI_SUPERVISED}: learned from {found.said}")
     arrays = {name: value.cpu().numpy() for name, value in classifier._asdict().items()}
     colours = None if found.colours is None else found.colours.tolist()
@@ -277,15 +277,14 @@ def fit_kmeans(
     ids = torch.cat([head.last(part.to(device)).argmax(1).cpu() for part in blocks])
     empty = head.last.weight.cpu().numpy()
     fitted = {"ours": {"centroids": kmeans.means(features, ids.numpy(), empty)}}
+    fit = partial(kmeans.fit, spherical=choices.spherical, seed=seed, gpu=gpu)
+    with alive(f"K-means of ours_kmeans, {head.clusters} clusters"):
+        fitted["ours_kmeans"] = fit(features, head.clusters, whiten=None)._asdict()
+    del features, blocks  # before the other sample is read: they are the peak of memory
     channels, tokens_of = cache.channels(choices.level), lambda i: cache.tokens(choices.level, i)
     plain = sample.rows(channels, tokens_of, "sampling for K-means")
-    for name, points, whiten in (
-        ("kmeans", plain, choices.whiten),
-        ("ours_kmeans", features, None),
-    ):
-        fit = partial(kmeans.fit, spherical=choices.spherical, whiten=whiten, seed=seed, gpu=gpu)
-        with alive(f"K-means of {name}, {head.clusters} clusters"):
-            fitted[name] = fit(points, head.clusters)._asdict()
+    with alive(f"K-means of kmeans, {head.clusters} clusters"):
+        fitted["kmeans"] = fit(plain, head.clusters, whiten=choices.whiten)._asdict()
     return fitted
 
 

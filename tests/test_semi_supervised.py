@@ -22,7 +22,7 @@ from pipeline.head import semi_supervised
 from pipeline.head.semi_supervised import Rows
 from pipeline.maps.patches import patch_labels
 from stages.running import labelled
-from stages.running.labelled import Patches, split_graph
+from stages.running.labelled import Patches, split_graphs
 from stages.train import build_head
 from tests.conftest import Project, metrics_of, tree_bytes
 
@@ -127,8 +127,10 @@ def test_the_graph_of_the_split_has_the_nearest_neighbours_of_all_patches(projec
     project.ok(*BEFORE)
     patches = open_patches(project)
     with Graphs("data/graph.h5") as graphs:
-        found = split_graph(graphs, patches, 0.5).to_dense().numpy()
+        ((numbers, graph),) = split_graphs(graphs, patches, 0.5)
         pixels = block_diagonal([graphs.pixel_graph(int(tile)) for tile in patches.tiles])
+    found = graph.to_dense().numpy()
+    assert np.array_equal(numbers, np.arange(patches.firsts[-1]))
     tokens = np.concatenate([patches.cache.tokens("context", tile) for tile in patches.tiles])
     cosines = unit_rows(tokens.astype(np.float32)) @ unit_rows(tokens.astype(np.float32)).T
     np.fill_diagonal(cosines, -2)
@@ -136,6 +138,30 @@ def test_the_graph_of_the_split_has_the_nearest_neighbours_of_all_patches(projec
     expected = kernel(_sparse((directed + directed.T) / 2), pixels, 0.5).toarray() / 1.5
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert np.abs(np.linalg.eigvalsh(found)).max() <= 1 + 1e-3
+
+
+def test_groups_spread_alone_what_all_would_spread_together(project: Project) -> None:
+    project.set("graph.group_patches", 60)
+    project.ok(*BEFORE)
+    patches = open_patches(project)
+    n = int(patches.firsts[-1])
+    seeds, found = torch.rand(n, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(n, 3)
+    dense = np.zeros((n, n), np.float32)
+    with Graphs("data/graph.h5") as graphs:
+        for numbers, graph in split_graphs(graphs, patches, 0.5):
+            found[numbers] = semi_supervised.spread(graph, seeds[numbers])
+        assert graphs.manifest["groups"] > 1
+        for number in range(graphs.manifest["groups"]):
+            tiles, near, _ = graphs.group(0, number)
+            places = [int(np.flatnonzero(patches.tiles == tile)[0]) for tile in tiles]
+            own = np.concatenate([np.arange(*patches.firsts[p : p + 2]) for p in places])
+            k = min(labelled.NEIGHBOURS, near.indices.shape[1])
+            for row, columns, weights in zip(own, near.indices, near.cosines, strict=True):
+                dense[row, own[columns[:k]]] = np.maximum(weights[:k], 0)
+        joined = block_diagonal([graphs.pixel_graph(int(tile)) for tile in patches.tiles])
+    whole = kernel(_sparse((dense + dense.T) / 2), joined, 0.5).toarray() / 1.5
+    expected = semi_supervised.spread(torch.from_numpy(whole), seeds)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 def _sparse(values: np.ndarray):  # type: ignore[no-untyped-def]

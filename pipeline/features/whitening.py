@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-BLOCK = 16384  # rows that are turned to float64 at a time
+BLOCK = 16384  # rows that are worked on at a time: copies of all would be the peak of memory
 
 
 def unit_rows(values: np.ndarray) -> np.ndarray:
     """Scale rows to length 1, float32 ``(n, c)``; zero rows stay zero."""
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.maximum(lengths, np.finfo(np.float32).tiny)
+    found = np.empty_like(values)
+    for start in range(0, len(values), BLOCK):
+        own = slice(start, start + BLOCK)
+        lengths = np.linalg.norm(values[own], axis=1, keepdims=True)
+        np.divide(values[own], np.maximum(lengths, np.finfo(np.float32).tiny), out=found[own])
+    return found
 
 
 def whitening(points: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:

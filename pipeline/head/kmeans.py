@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import faiss
 import numpy as np
+from scipy.sparse import csr_array
 
 from pipeline.device import gpu_count
 from pipeline.features.whitening import unit_rows, whitening
@@ -102,13 +103,10 @@ def means(points: np.ndarray, ids: np.ndarray, empty: np.ndarray) -> np.ndarray:
         ids: integers ``(n,)``, the cluster of each point.
         empty: float32 ``(K, d)``, the rows of clusters without a point.
     """
-    order = np.argsort(ids, kind="stable")
-    counts = np.bincount(ids, minlength=len(empty))
-    used = counts > 0
-    firsts = (np.cumsum(counts) - counts)[used]
-    found = empty.astype(np.float32)
-    found[used] = np.add.reduceat(points[order], firsts) / counts[used, None]
-    return found
+    counts, number = np.bincount(ids, minlength=len(empty))[:, None], np.arange(len(ids))
+    members = csr_array((np.ones(len(ids), np.float32), (ids, number)), (len(empty), len(ids)))
+    found = members @ points / np.maximum(counts, 1)
+    return np.where(counts > 0, found, empty).astype(np.float32)
 
 
 def prepare(model: KMeans, tokens: np.ndarray) -> np.ndarray:

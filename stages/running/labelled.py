@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -204,12 +204,15 @@ def named_patches(patches: Patches, names: Names, rows: Sequence[ImageRow], path
 
 
 def learn_labels(
-    patches: Patches, knowledge: Knowledge, graph: Tensor | None, seed: int
+    patches: Patches,
+    knowledge: Knowledge,
+    graphs: Iterable[tuple[np.ndarray, Tensor]],
+    seed: int,
 ) -> Classifier:
     """Spread labels and prior over all training patches and fit the classifier to them.
 
     Args:
-        graph: `split_graph`; None spreads nothing.
+        graphs: `split_graphs`; what none of them has keeps its prior.
     """
     generator, labels = np.random.default_rng([seed, 2]), torch.from_numpy(knowledge.labels).long()
     known, classes = knowledge.labels != IGNORE, len(knowledge.classes)
@@ -230,10 +233,12 @@ def learn_labels(
         far[own] = rows[others[own] - a]
     seeds[torch.from_numpy(known)] = one_hot[labels[known]]
     with alive("spreading labels, fitting the classifier"):
-        soft = semi_supervised.spread(graph, seeds)
+        for numbers, graph in graphs:
+            members = torch.from_numpy(numbers)
+            seeds[members] = semi_supervised.spread(graph, seeds[members])
         return semi_supervised.fit(
             Rows(near, one_hot[labels[labelled]]),
-            Rows(far, soft[torch.from_numpy(others)]),
+            Rows(far, semi_supervised.spread(None, seeds[torch.from_numpy(others)])),
             patches.head.width,
             knowledge.images,
             max(knowledge.share, float(known.mean())),
@@ -267,29 +272,45 @@ def _draw(numbers: np.ndarray, most: int, generator: np.random.Generator) -> np.
     return np.sort(generator.permutation(numbers)[:most])
 
 
-def split_graph(graphs: Graphs, patches: Patches, alpha: float) -> Tensor | None:
-    """Join neighbours and pixel graphs of the training split to one graph: sparse ``(n, n)``.
+def split_graphs(
+    graphs: Graphs, patches: Patches, alpha: float
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Join neighbours and pixel graphs of the training split to graphs that no edge leaves.
 
-    Neighbours are those that the graph file has: of the whole split, or inside groups. Its scope
-    batch has none.
+    They are the groups of images in which neighbours were searched, so that memory holds one at a
+    time. Scope dataset has one graph of the whole split, scope batch has none.
+
+    Yields:
+        Numbers of the patches, and their sparse ``(n, n)`` of a spectral radius of at most 1.
     """
-    if not graphs.manifest["rounds"]:
-        return None
+    groups = _groups(graphs, patches)
+    if graphs.manifest["scope"] == "dataset":
+        groups = iter([_joined(groups, patches)])
+    for tiles, numbers, indices, cosines in groups:
+        pixels = block_diagonal([graphs.pixel_graph(int(tile)) for tile in tiles])
+        kappa = kernel(feature_graph(indices, cosines), pixels, alpha) * np.float32(1 / (1 + alpha))
+        yield numbers, to_torch(kappa, patches.device)
+
+
+_Group = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Tiles, numbers of their patches, and neighbours and cosines of these, ``(n, k)`` each."""
+
+
+def _groups(graphs: Graphs, patches: Patches) -> Iterator[_Group]:
+    first_of = dict(zip(patches.tiles.tolist(), patches.firsts[:-1].tolist(), strict=True))
+    for round_ in range(min(graphs.manifest["rounds"], len(patches.cache.views))):
+        for number in range(graphs.manifest["groups"]):
+            tiles, near, _ = graphs.group(round_, number)
+            sizes = zip(tiles.tolist(), patches.cache.sizes(tiles), strict=True)
+            numbers = np.concatenate([first_of[tile] + np.arange(n) for tile, n in sizes])
+            yield tiles, numbers, near.indices[:, :NEIGHBOURS], near.cosines[:, :NEIGHBOURS]
+
+
+def _joined(groups: Iterable[_Group], patches: Patches) -> _Group:
     count = int(patches.firsts[-1])
     indices = np.full((count, NEIGHBOURS), -1, np.int64)
     cosines = np.zeros((count, NEIGHBOURS), np.float32)
-    first_of = dict(zip(patches.tiles.tolist(), patches.firsts[:-1].tolist(), strict=True))
-    rounds = min(graphs.manifest["rounds"], len(patches.cache.views))
-    for round_ in range(rounds):
-        for number in range(graphs.manifest["groups"]):
-            tiles, near, firsts = graphs.group(round_, number)
-            sizes = patches.cache.sizes(tiles)
-            starts = zip(tiles.tolist(), sizes, strict=True)
-            numbers = np.concatenate([first_of[tile] + np.arange(n) for tile, n in starts])
-            found = near.indices[:, :NEIGHBOURS]
-            inside = found if firsts is not None else numbers[found]
-            indices[numbers, : found.shape[1]] = inside
-            cosines[numbers, : found.shape[1]] = near.cosines[:, :NEIGHBOURS]
-    pixels = block_diagonal([graphs.pixel_graph(int(tile)) for tile in patches.tiles])
-    kappa = kernel(feature_graph(indices, cosines), pixels, alpha) * np.float32(1 / (1 + alpha))
-    return to_torch(kappa, patches.device)
+    for _, numbers, near, weights in groups:
+        indices[numbers, : near.shape[1]] = near
+        cosines[numbers, : near.shape[1]] = weights
+    return patches.tiles, np.arange(count), indices, cosines

@@ -18,7 +18,7 @@ from bench import extraction, training
 from bench.project import Setting, Size, change_params, opened
 from bench.timing import machine, show
 from cache.graphs import Graphs
-from pipeline.device import choose_device
+from pipeline.device import choose_device, use_bfloat16
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.knn import nearest, neighbour_count, recall
 from pipeline.head.training import tensor_cores, train_epoch
@@ -156,7 +156,8 @@ def _losses(
     params = setting.params
     head, adam, beta = setting.trainee(device)
     schedule = schedule_of(params.train, setting.graphs.manifest["groups"])
-    for row in train_epoch(head, adam, batches, beta, schedule, 0, noise):
+    bfloat16 = use_bfloat16(params.train.precision, device)
+    for row in train_epoch(head, adam, batches, beta, schedule, 0, noise, bfloat16):
         yield row["loss"]
 
 

@@ -20,7 +20,7 @@ from cache import features as store
 from cache.backbone import facts, load_backbone
 from cache.images import read_image
 from cache.index import read_index
-from pipeline.device import choose_device
+from pipeline.device import choose_device, use_bfloat16
 from pipeline.features import context, vit
 from pipeline.features.vit import Backbone, block_numbers, downsample
 from pipeline.features.whitening import unit_rows
@@ -100,9 +100,10 @@ def trainer(setting: Setting) -> Callable[[Batch], dict[str, float]]:
     """A function that trains a fresh head by one step."""
     head, adam, beta = setting.trainee(setting.device)
     noise = torch.Generator(setting.device).manual_seed(0)
+    bfloat16 = use_bfloat16(setting.params.train.precision, setting.device)
 
     def step(batch: Batch) -> dict[str, float]:
-        return train_step(head, adam, batch, beta=beta, tau=TAU, generator=noise)
+        return train_step(head, adam, batch, beta=beta, tau=TAU, generator=noise, bfloat16=bfloat16)
 
     return step
 

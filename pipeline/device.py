@@ -40,6 +40,11 @@ def hardware_bfloat16(device: torch.device) -> bool:
     return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
 
 
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Tell whether products are of bfloat16 by ``auto``, ``float32`` or ``bfloat16``."""
+    return precision == "bfloat16" or (precision == "auto" and hardware_bfloat16(device))
+
+
 def gpu_count() -> int:
     """Count the GPUs that FAISS can use."""
     # knn_gpu without a GPU aborts the process instead of raising, so ask first.

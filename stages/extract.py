@@ -21,7 +21,7 @@ from cache.images import read_row
 from cache.index import ImageRow, images_fingerprint, read_index
 from cache.store.artefact import amount, fingerprint, free_bytes, publish, size, work_folder
 from cache.store.errors import InputError
-from pipeline.device import choose_device, hardware_bfloat16
+from pipeline.device import choose_device, use_bfloat16
 from pipeline.features.tiles import Layout, cache_bytes, plan_layout
 from pipeline.features.views import distort, view_generator
 from pipeline.features.vit import (
@@ -292,9 +292,7 @@ def describe(params: Params, rows: list[ImageRow], backbone: Backbone) -> dict:
     with way_out("correct `extract.blocks` and `extract.final_norm`"):
         blocks = block_numbers(extract.blocks, backbone.depth)
         normed = block_numbers(extract.final_norm, backbone.depth)
-    bfloat16 = extract.precision == "bfloat16" or (
-        extract.precision == "auto" and hardware_bfloat16(device)
-    )
+    bfloat16 = use_bfloat16(extract.precision, device)
     whole = whole_photos(extract.train, backbone.patch, TILE_PATCHES)
     protocols = params.protocols_used.items()
     names = _level_names(blocks, backbone.depth, extract.keys)

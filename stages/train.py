@@ -20,7 +20,7 @@ from cache.features import Features
 from cache.graphs import Graphs
 from cache.store.artefact import fingerprint, publish, work_folder
 from cache.store.errors import InputError
-from pipeline.device import return_large_arrays
+from pipeline.device import return_large_arrays, use_bfloat16
 from pipeline.features.tiles import sample_plan
 from pipeline.features.whitening import unit_rows
 from pipeline.graph.partition import round_count
@@ -103,7 +103,7 @@ def train(
         sample = Sample.draw(cache, params.train_split, params.clusters, seed)
         check_sizes(params.clusters, params.head, params.kmeans, start, sample)
         shape = head_shape(params.head, params.clusters, start, cache)
-        manifest = describe(params, shape, cache, graphs)
+        manifest = describe(params, shape, cache, graphs, device)
         with work_folder(out, manifest["fingerprint"]) as work:
             head = build_head(shape, seed).to(device)
             source = open_source(cache, graphs, levels, params.graph.alpha, seed, gpu)
@@ -170,6 +170,7 @@ def fit_head(
     finished, rows = resume(checkpoint, head, adam, begin)
     groups, epochs = source.graphs.manifest["groups"], choices.epochs
     beta, schedule = beta_of(choices, head.clusters), schedule_of(choices, groups)
+    bfloat16 = use_bfloat16(choices.precision, device)
     waited, began = [0.0], time.perf_counter()
     batches = load_batches(source, range(finished, epochs), device, waited)
     diverged = way_out("lower `train.lr`, or extract the features again")
@@ -179,7 +180,8 @@ def fit_head(
         for epoch in range(finished, epochs):
             noise = torch.Generator(device).manual_seed(noise_seed(source.seed, epoch))
             chunk = islice(batches, groups)
-            for row in train_epoch(head, adam, chunk, beta, schedule, epoch * groups, noise):
+            first = epoch * groups
+            for row in train_epoch(head, adam, chunk, beta, schedule, first, noise, bfloat16):
                 rows.append({"step": len(rows), **row})
                 progress.update(task, advance=1, description=f"training, loss {row['loss']:.4f}")
             state = {"head": head.state_dict(), "adam": adam.state_dict()}
@@ -311,13 +313,16 @@ def check_sizes(
         )
 
 
-def describe(params: Params, shape: dict[str, Any], cache: Features, graphs: Graphs) -> dict:
+def describe(
+    params: Params, shape: dict[str, Any], cache: Features, graphs: Graphs, device: torch.device
+) -> dict:
     """Describe what the head is made from, and what `segment` and `predict` need to use it."""
     choices = {
         "head": {**shape, "levels": params.head.levels},
         "context": [*params.vit.context],
         "kmeans": params.kmeans.model_dump(),
         "train": params.train.model_dump(exclude={"labelled", "choose"}),
+        "bfloat16": use_bfloat16(params.train.precision, device),
         "alpha": params.graph.alpha,
         "seed": params.seed,
         "graph": graphs.manifest["fingerprint"],

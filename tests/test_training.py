@@ -24,18 +24,20 @@ def blob_batch() -> tuple[Batch, np.ndarray]:
     return Batch(torch.from_numpy(tokens), [70, 50], kappa), truth
 
 
-def made_head(seed: int = 0) -> Head:
-    head = Head([16], BLOBS, None, 1, 8, 32, level_norm=True)
+def made_head(seed: int = 0, orthogonal: bool = True) -> Head:
+    head = Head([16], BLOBS, None, 1, 8, 32, level_norm=True, orthogonal=orthogonal)
     initialise(head, torch.Generator().manual_seed(seed))
     return head
 
 
-def run(steps: int, seed: int = 0) -> tuple[Head, list[dict[str, float]]]:
-    head = made_head(seed)
+def run(
+    steps: int, seed: int = 0, bfloat16: bool = False, orthogonal: bool = True
+) -> tuple[Head, list[dict[str, float]]]:
+    head = made_head(seed, orthogonal)
     adam = optimiser(head, 1e-2)
     batch, _ = blob_batch()
     noise = torch.Generator().manual_seed(seed)
-    settings = {"beta": 8.0, "tau": 0.5, "generator": noise}
+    settings = {"beta": 8.0, "tau": 0.5, "generator": noise, "bfloat16": bfloat16}
     return head, [train_step(head, adam, batch, **settings) for _ in range(steps)]
 
 
@@ -48,6 +50,20 @@ def test_training_finds_the_blobs() -> None:
     assert len(set.union(*members)) == BLOBS
     assert history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["clusters"] == BLOBS
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_in_bfloat16_the_curve_is_that_of_float32(orthogonal: bool) -> None:
+    (exact, expected), (rounded, found) = (
+        run(60, bfloat16=bfloat16, orthogonal=orthogonal) for bfloat16 in (False, True)
+    )
+    curves = [np.array([row["loss"] for row in rows]) for rows in (expected, found)]
+    assert not np.array_equal(*curves)  # the products were rounded
+    assert np.abs(curves[0] - curves[1]).max() < 0.05 * np.ptp(curves[0])
+    assert all(p.dtype == torch.float32 for p in rounded.parameters())
+    batch, _ = blob_batch()
+    ids = [head(batch.tokens, batch.sizes)[1].argmax(dim=1) for head in (exact, rounded)]
+    assert (ids[0] == ids[1]).float().mean() > 0.95
 
 
 def test_the_reported_loss_is_made_of_its_parts() -> None:

@@ -74,6 +74,7 @@ def train_epoch(
     schedule: Schedule,
     first: int,
     generator: torch.Generator,
+    bfloat16: bool = False,
 ) -> Iterator[dict[str, float]]:
     """Take one step for each batch.
 
@@ -81,6 +82,7 @@ def train_epoch(
         beta: weight of the objective's penalty.
         first: number of the epoch's first step in the schedule.
         generator: source of the Gumbel noise.
+        bfloat16: as of `train_step`.
 
     Yields:
         What `train_step` returns, and the step's ``tau`` and ``lr``.
@@ -89,7 +91,9 @@ def train_epoch(
         lr, tau = schedule.at(step)
         for group in adam.param_groups:
             group["lr"] = lr
-        values = train_step(head, adam, batch, beta=beta, tau=tau, generator=generator)
+        values = train_step(
+            head, adam, batch, beta=beta, tau=tau, generator=generator, bfloat16=bfloat16
+        )
         yield {**values, "tau": tau, "lr": lr}
 
 
@@ -101,6 +105,7 @@ def train_step(
     beta: float,
     tau: float,
     generator: torch.Generator,
+    bfloat16: bool = False,
 ) -> dict[str, float]:
     """Take one step on the objective (Eq. 5-7).
 
@@ -108,6 +113,7 @@ def train_step(
         beta: weight of the objective's penalty.
         tau: temperature of the Gumbel-softmax.
         generator: source of its noise.
+        bfloat16: the head's products are of bfloat16, the objective and the weights of float32.
 
     Returns:
         ``loss``, ``trace`` and ``penalty`` of the step, and ``clusters``, the number of distinct
@@ -116,7 +122,9 @@ def train_step(
     Raises:
         Diverged: the loss is not finite; no parameter was changed.
     """
-    _, logits = head(batch.tokens, batch.sizes)
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=bfloat16):
+        _, logits = head(batch.tokens, batch.sizes)
+    logits = logits.float()
     psi = normalise_columns(gumbel_softmax(logits, tau, generator))
     loss, trace, penalty = neural_eigenfunction_loss(psi, batch.kappa, beta)
     used = logits.new_zeros(logits.shape[1]).index_fill_(0, logits.argmax(dim=1), 1)

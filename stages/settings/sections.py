@@ -257,6 +257,7 @@ class TrainParams(Section):
     start_scale: Positive
     discriminant: DiscriminantParams
     epochs: Count
+    precision: Literal["auto", "float32", "bfloat16"]
     lr: Rate
     lr_end: NotNegative
     beta: NotNegative | None

@@ -21,6 +21,10 @@ STAGES = (
     "prepare", "extract", "context", "graph", "train", "segment", "name", "eval", "report",
     "predict",
 )  # fmt: skip
+# Read when torch is imported. Threads that spin while they wait hold up a machine on which others
+# work: training beside one busy core takes 1.2 times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 _KEPT = "Finished parts are kept: run the same command again to go on."
 
 

@@ -172,7 +172,7 @@ def compared(bench: Bench, chosen: np.ndarray, draw: int) -> dict[str, tuple[flo
     one_hot = torch.eye(c)[targets]
     sample = Rows(rows, one_hot).thinned(MOST_PROBED)
     empty = Rows(rows[:0], one_hot[:0])
-    alone = semi_supervised.fit(sample, empty, width, len(chosen), share=1.0)
+    alone = semi_supervised.fit(sample, empty, width, len(chosen))
     methods: dict[str, Callable[[Photo], Tensor]] = {
         "kNN": lambda p: knn(p.tokens),
         "probe": lambda p: probe(p.tokens),

@@ -110,8 +110,8 @@ def fit(labelled: Rows, others: Rows, width: int, images: int, share: float = 0.
         width: d, channels of the head's features.
         images: labelled ones. With more of them the penalty falls, and the tokens, which overfit
             where labels are few, count for more.
-        share: of the labelled patches in all weights. Above a half they are most of all patches,
-            and the classes' mass is theirs: what is left is often the edges of objects.
+        share: of the labelled patches in all weights. Above a half, or where there are no others,
+            they give the classes' mass: the few that are left are often the edges of objects.
     """
     certain = others.targets.amax(dim=1).square()
     kinds = (labelled.rows.new_ones(len(labelled.rows)), share), (certain, 1 - share)
@@ -126,7 +126,8 @@ def fit(labelled: Rows, others: Rows, width: int, images: int, share: float = 0.
     far = Rows(rows[split:], targets[split:]).thinned(VOTERS)
     voters = Rows(torch.cat([near.rows, far.rows]), torch.cat([near.targets, far.targets]))
     flat = Classifier(weight * scale / LENGTH, bias, *voters, torch.zeros_like(bias))
-    sample = (labelled if share > 0.5 else others).thinned(VOTERS).rows
+    most = labelled if share > 0.5 or not len(others.rows) else others
+    sample = most.thinned(VOTERS).rows
     mass = torch.softmax(flat.scores(sample), dim=1).mean(dim=0)
     return flat._replace(log_mass=MASS * torch.log(mass))
 

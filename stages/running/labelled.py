@@ -283,9 +283,9 @@ def split_graphs(
     Yields:
         Numbers of the patches, and their sparse ``(n, n)`` of a spectral radius of at most 1.
     """
-    groups = _groups(graphs, patches)
+    groups: Iterable[_Group] = _groups(graphs, patches)
     if graphs.manifest["scope"] == "dataset":
-        groups = iter([_joined(groups, patches)])
+        groups = [_joined(groups, patches)]
     for tiles, numbers, indices, cosines in groups:
         pixels = block_diagonal([graphs.pixel_graph(int(tile)) for tile in tiles])
         kappa = kernel(feature_graph(indices, cosines), pixels, alpha) * np.float32(1 / (1 + alpha))
